@@ -1,0 +1,5 @@
+"""Fixtures of the whole test suite, one topic per ``fix_*.py`` file."""
+
+from __future__ import annotations
+
+pytest_plugins = ["fix_postgres"]

@@ -1,0 +1,160 @@
+"""Real PostgreSQL servers.
+
+``postgres``       one embedded server of the newest version for the whole session: wal_level=logical, trust on loopback
+``make_postgres``  special servers: ``make_postgres(options={"wal_level": "replica"})``; cached by what was asked,
+                   because a start takes half a second. A test that restarts, stops or breaks its server asks with
+                   ``fresh=True`` and gets one of its own, which ends with the test.
+``database``       a new, empty database on ``postgres``, dropped after the test
+``debian_bin``     the binaries of a PostgreSQL installed by the system, for tests that need TLS or an older version
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from distribcache.cli.postgres import Postgres
+
+_numbers = itertools.count(1)
+
+
+class MakePostgres(Protocol):
+    def __call__(
+        self,
+        *,
+        options: Mapping[str, str] | None = None,
+        hba: Sequence[str] = (),
+        bin_dir: Path | str | None = None,
+        standby_of: Postgres | None = None,
+        fresh: bool = False,
+    ) -> Postgres: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Database:
+    """One database for one test; ``conninfo`` and ``url`` as of the server, for any user."""
+
+    server: Postgres
+    name: str
+
+    def conninfo(self, user: str = "postgres", **more: str | int) -> str:
+        return self.server.conninfo(self.name, user, **more)
+
+    def url(self, user: str = "postgres", password: str = "") -> str:
+        return self.server.url(self.name, user, password)
+
+    def connect(self, user: str = "postgres", **more: Any) -> psycopg.Connection[Any]:
+        """A synchronous connection in autocommit mode; the caller closes it (use ``with``)."""
+        return psycopg.connect(self.conninfo(user), autocommit=True, **more)
+
+    def execute(self, *statements: str) -> list[tuple[Any, ...]]:
+        """Run statements one by one as superuser; the rows of the last one, if it has any."""
+        with self.connect() as connection:
+            cursor = connection.cursor()
+            for statement in statements:
+                cursor.execute(statement)
+            return cursor.fetchall() if cursor.description else []
+
+
+def create_database(server: Postgres, prefix: str = "test") -> Database:
+    name = f"{prefix}_{next(_numbers)}"
+    with psycopg.connect(server.conninfo(), autocommit=True) as connection:
+        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+    return Database(server, name)
+
+
+def drop_database(database: Database) -> None:
+    """Drop it whoever is connected. Slots that a test left are dropped first, else DROP DATABASE would fail."""
+    with psycopg.connect(database.server.conninfo(), autocommit=True) as connection:
+        connection.execute(
+            "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots "
+            "WHERE database = %s AND active_pid IS NOT NULL",
+            [database.name],
+        )
+        connection.execute(
+            "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots "
+            "WHERE database = %s AND NOT temporary AND NOT active",
+            [database.name],
+        )
+        connection.execute(
+            sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(database.name))
+        )
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    with Postgres() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def _servers() -> Iterator[dict[Any, Postgres]]:
+    servers: dict[Any, Postgres] = {}
+    yield servers
+    for server in reversed(servers.values()):
+        server.close()
+
+
+@pytest.fixture
+def make_postgres(_servers: dict[Any, Postgres]) -> Iterator[MakePostgres]:
+    own: list[Postgres] = []
+
+    def make(
+        *,
+        options: Mapping[str, str] | None = None,
+        hba: Sequence[str] = (),
+        bin_dir: Path | str | None = None,
+        standby_of: Postgres | None = None,
+        fresh: bool = False,
+    ) -> Postgres:
+        key = (tuple(sorted((options or {}).items())), tuple(hba), str(bin_dir), id(standby_of))
+        if not fresh and key in _servers:
+            return _servers[key]
+        server = Postgres(options=options, hba=hba, bin_dir=bin_dir, standby_of=standby_of)
+        server.start()
+        if fresh:
+            own.append(server)
+        else:
+            _servers[key] = server
+        return server
+
+    yield make
+    for server in reversed(own):
+        server.close()
+
+
+@pytest.fixture
+def database(postgres: Postgres) -> Iterator[Database]:
+    made = create_database(postgres)
+    yield made
+    drop_database(made)
+
+
+@pytest.fixture
+def database_on() -> Iterator[Callable[[Postgres], Database]]:
+    """A new database on a server of the test's choice, dropped after the test if that server still runs."""
+    made: list[Database] = []
+
+    def make(server: Postgres) -> Database:
+        made.append(create_database(server))
+        return made[-1]
+
+    yield make
+    for one in made:
+        if one.server.pid:
+            drop_database(one)
+
+
+@pytest.fixture(scope="session")
+def debian_bin() -> Path:
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
+    if not found:
+        pytest.skip("no PostgreSQL installed by the system")
+    return found[-1].parent
