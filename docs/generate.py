@@ -1,0 +1,127 @@
+"""Writes the pages of the reference that say the same as the code, so that they cannot differ from it.
+
+``python docs/generate.py`` writes them, ``--check`` only compares and exits with status 1 on a difference; a test calls
+the same function.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+from distribcache.config.sections import Settings, fields, value_text
+from distribcache.query import Consistency
+
+HERE = Path(__file__).parent
+NOTE = "<!-- Written by docs/generate.py from the code. Change the code, then run `make docs`. -->\n\n"
+
+
+def pages() -> dict[str, str]:
+    """Path below docs/ → content."""
+    return {
+        "reference/configuration.md": configuration(),
+        "reference/distribcache.toml": "\n".join(_example()) + "\n",
+        "reference/commands.md": commands(),
+    }
+
+
+def configuration() -> str:
+    lines = [
+        NOTE + "# Settings",
+        "",
+        "A flag wins over the environment (`DISTRIBCACHE_SECTION_KEY`), that over `distribcache.toml` (in the current "
+        + "directory, or the file given with `--config`), that over the default. `SHOW distribcache.config` tells each "
+        + "value and where it came from.",
+        "",
+        "Sizes are written with a unit (`512kB`, `64MB`, powers of 1024), durations too (`250ms`, `5s`, `30min`, "
+        + "`1h`). An unknown key is an error. A complete file with all defaults: [distribcache.toml](distribcache.toml).",
+    ]
+    defaults = Settings()
+    for section in Settings.model_fields:
+        lines += ["", f"## [{section}]", "", str(getattr(defaults, section).__doc__), ""]
+        lines += ["| key | default | environment | what it does |", "|---|---|---|---|"]
+        for key, field in fields(section).items():
+            default = value_text(f"{section}.{key}", getattr(getattr(defaults, section), key))
+            text = " ".join(str(field.description).split())
+            choices = _choices(section, key)
+            text += f" One of {', '.join(f'`{choice}`' for choice in choices)}." if choices else ""
+            shown = f"`{default}`" if default else "none"
+            lines.append(f"| `{key}` | {shown} | `DISTRIBCACHE_{section.upper()}_{key.upper()}` | {text} |")
+    return "\n".join(lines) + "\n"
+
+
+def _example() -> Iterator[str]:
+    yield "# Every setting of distribcache with its default. Written by docs/generate.py."
+    defaults = Settings()
+    for section in Settings.model_fields:
+        yield ""
+        yield f"[{section}]  # {getattr(defaults, section).__doc__}"
+        for key, field in fields(section).items():
+            value = value_text(f"{section}.{key}", getattr(getattr(defaults, section), key))
+            bare = value in ("true", "false") or value.isdigit()
+            yield from (f"# {line}" for line in _wrapped(str(field.description)))
+            yield f"{key} = {value}" if bare else f'# {key} = ""' if not value else f'{key} = "{value}"'
+
+
+def commands() -> str:
+    """Every command with its arguments and options, from the declarations: rendered help differs by typer's version."""
+    import typer.main
+
+    from distribcache.cli import app
+
+    lines = [
+        NOTE + "# Commands",
+        "",
+        "Exit status: 0 done, 1 it ran and found something wrong, 2 a setting or flag is wrong, 3 PostgreSQL cannot be "
+        + "reached. Errors go to stderr. `--json` prints one object whose shape is stable.",
+    ]
+    commands: dict[str, Any] = getattr(typer.main.get_command(app), "commands", {})
+    for name, command in sorted(commands.items()):
+        arguments = [p for p in command.params if p.param_type_name == "argument"]
+        options = [p for p in command.params if p.param_type_name == "option"]
+        usage = " ".join(["distribcache", name, *(str(p.human_readable_name).upper() for p in arguments)])
+        lines += ["", f"## {usage}", "", _paragraphs(command.help)]
+        if options:
+            lines += ["", "| option | what it does |", "|---|---|"]
+        for option in options:
+            spelled = ", ".join(f"`{flag}`" for flag in [*option.opts, *option.secondary_opts])
+            lines.append(f"| {spelled} | {' '.join(str(option.help or '').split())} |")
+    return "\n".join(lines) + "\n"
+
+
+def _paragraphs(text: str | None) -> str:
+    return "\n\n".join(" ".join(part.split()) for part in (text or "").split("\n\n")).strip()
+
+
+def _choices(section: str, key: str) -> tuple[str, ...]:
+    kind = fields(section)[key].annotation
+    if kind is Consistency:
+        return tuple(choice.value for choice in Consistency)
+    return tuple(get_args(kind)) if get_origin(kind) is Literal else ()
+
+
+def _wrapped(text: str, width: int = 100) -> list[str]:
+    import textwrap
+
+    return textwrap.wrap(" ".join(text.split()), width)
+
+
+def main() -> int:
+    status = 0
+    for name, content in pages().items():
+        path = HERE / name
+        if path.exists() and path.read_text("utf-8") == content:
+            continue
+        if "--check" in sys.argv:
+            print(f"docs/{name} differs from the code; run `make docs`")
+            status = 1
+        else:
+            path.write_text(content, "utf-8")
+            print(f"wrote docs/{name}")
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

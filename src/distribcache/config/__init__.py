@@ -1,0 +1,22 @@
+"""Settings of distribcache: ``load`` joins flags, environment, file and defaults into one frozen ``Settings``."""
+
+from __future__ import annotations
+
+from distribcache.config.loading import load
+from distribcache.config.sections import (
+    Admin,
+    Auth,
+    Cache,
+    Freshness,
+    HotTier,
+    Limits,
+    Listen,
+    Settings,
+    Ttl,
+    Upstream,
+    mask,
+)
+
+__all__ = [
+    "Admin", "Auth", "Cache", "Freshness", "HotTier", "Limits", "Listen", "Settings", "Ttl", "Upstream", "load", "mask",
+]

@@ -1,0 +1,305 @@
+"""What can be set: one frozen class per section, defaults, bounds, and the text of the reference for each key.
+
+Rules:
+1. The unit is in the value: ``"64MB"``, ``"250ms"``. In Python a size is an int in bytes, a duration a float in
+   seconds.
+2. A validator's message says after a semicolon what to write instead; ``loading`` turns that into the error's hint.
+3. Passwords stand in ``upstream.url`` only. They never appear in a ``repr``, in ``show`` or in an error.
+4. Every key has a default, except that serving needs ``upstream.url``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
+from pydantic import model_validator as check
+from pydantic.fields import FieldInfo
+
+from distribcache.config.units import Address, duration_text, parse_address, parse_duration, parse_size, size_text
+from distribcache.errors import ConfigError
+from distribcache.query import Consistency, WorkloadType
+
+__all__ = [
+    "Admin", "Auth", "Cache", "Freshness", "HotTier", "Limits", "Listen", "Settings", "Ttl", "Upstream", "fields",
+    "mask", "value_text",
+]
+
+ENV_PREFIX = "DISTRIBCACHE_"
+_URL_REMEDY = 'write a URL such as "postgresql://user@db.example.com:5432/shop"'
+
+
+def mask(text: str) -> str:
+    """The text with the passwords of every URL or connection string in it replaced by asterisks."""
+    text = re.sub(r"(://[^:/@\s]*):\S*@", r"\1:***@", text)
+    return re.sub(r"(password\s*=\s*)('(?:[^'\\]|\\.)*'|[^\s&]+)", r"\1***", text, flags=re.IGNORECASE)
+
+
+def _url(value: str) -> str:
+    if value and not re.match(r"postgres(ql)?://", value):
+        raise ValueError(f"not a PostgreSQL URL; {_URL_REMEDY}")
+    if any(character.isspace() or ord(character) < 32 for character in value):
+        raise ValueError(f"a URL holds no spaces; {_URL_REMEDY}, with %20 for a space")
+    return value
+
+
+def _address(value: str) -> str:
+    parse_address(value)
+    return value
+
+
+def _at_least(least: float, text: str) -> AfterValidator:
+    def bound(value: float) -> float:
+        if value < least:
+            raise ValueError(f"too small; the least is {text}")
+        return value
+
+    return AfterValidator(bound)
+
+
+Size = Annotated[int, BeforeValidator(parse_size)]
+Duration = Annotated[float, BeforeValidator(parse_duration)]
+Socket = Annotated[str, AfterValidator(_address)]
+Count = Annotated[int, Field(ge=1)]
+
+
+def _setting(default: object, text: str) -> Any:
+    """A default as one would write it in the file, and what the reference says about the key."""
+    return Field(default, description=text)
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class Upstream(_Section):
+    """The PostgreSQL server behind the cache."""
+
+    url: Annotated[str, AfterValidator(_url)] = _setting(
+        "", "Where PostgreSQL is, as a libpq URL. Its user and password are those of the cache's own "
+        "connections (catalogue questions, WAL); clients log in as themselves.",
+    )
+    connect_timeout: Annotated[Duration, _at_least(0.1, "100ms")] = _setting(
+        "10s", "How long one attempt to reach PostgreSQL may take."
+    )
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        for name, value in super().__repr_args__():
+            yield name, mask(value) if name == "url" else value
+
+
+class Listen(_Section):
+    """Where clients connect."""
+
+    address: Socket = _setting("127.0.0.1:6432", "Where PostgreSQL clients connect; port 0 takes a free one.")
+    tls_cert: Path | None = _setting(None, "Certificate chain (PEM) shown to clients; none means no TLS.")
+    tls_key: Path | None = _setting(None, "Private key (PEM) of that certificate.")
+    max_clients: Count = _setting(2000, "Clients at once; more are refused with SQLSTATE 53300.")
+    login_timeout: Annotated[Duration, _at_least(0.1, "100ms")] = _setting(
+        "15s", "A client that has not logged in by then is disconnected."
+    )
+    max_unauthenticated: Count = _setting(256, "Clients at once that have not logged in yet.")
+
+    @check(mode="after")
+    def _pair(self) -> Listen:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            missing = "tls_key" if self.tls_key is None else "tls_cert"
+            raise ValueError(f"{missing} is missing; tls_cert and tls_key go together, set both or neither")
+        return self
+
+    @property
+    def endpoint(self) -> Address:
+        return parse_address(self.address)
+
+
+class Admin(_Section):
+    """The HTTP server for people and for Prometheus."""
+
+    address: Socket = _setting(
+        "127.0.0.1:6433", "Dashboard, /metrics, /healthz and /api; port 0 takes a free one."
+    )
+
+    @property
+    def endpoint(self) -> Address:
+        return parse_address(self.address)
+
+
+class Cache(_Section):
+    """The cache as a whole."""
+
+    enabled: bool = _setting(True, "Off: a transparent proxy, nothing is stored or answered from memory.")
+    single_flight_wait: Duration = _setting(
+        "5s", "How long a read waits for the same read of another client before it goes upstream itself."
+    )
+
+
+class HotTier(_Section):
+    """Tier L1: the memory of the process."""
+
+    size: Annotated[Size, _at_least(1 << 16, "64kB")] = _setting(
+        "256MB", "Bytes that keys, payloads and their overhead may take."
+    )
+    max_entry: Annotated[Size, _at_least(1, "1B")] = _setting(
+        "1MB", "A larger result is relayed and not stored."
+    )
+    policy: Literal["adaptive", "lru", "lfu", "fifo"] = _setting(
+        "adaptive", "Who leaves when the tier is full; adaptive is S3-FIFO."
+    )
+
+    @check(mode="after")
+    def _fits(self) -> HotTier:
+        if self.max_entry > self.size:
+            raise ValueError(
+                f"max_entry {size_text(self.max_entry)} is larger than size {size_text(self.size)}; "
+                f"an entry must fit: lower max_entry or raise size"
+            )
+        return self
+
+
+class Ttl(_Section):
+    """How long an entry lives by class of workload, if no write ends it before."""
+
+    oltp: Duration = _setting("60s", "Point reads and small writes.")
+    olap: Duration = _setting("30min", "Scans and aggregates.")
+    vector: Duration = _setting("5min", "Similarity searches.")
+    ai_agent: Duration = _setting("10min", "Context, tools and conversation of agents.")
+    rag: Duration = _setting("15min", "Retrieval for generation.")
+    default: Duration = _setting("5min", "Everything else.")
+
+    def of(self, workload: WorkloadType) -> float:
+        """Seconds for that class."""
+        seconds: float = self.default if workload is WorkloadType.MIXED else getattr(self, workload.value)
+        return seconds
+
+
+class Freshness(_Section):
+    """How fresh answers are, and how the cache learns of writes."""
+
+    consistency: Consistency = _setting(
+        Consistency.SESSION, "eventual: at most max_staleness old. session: also at least as fresh as every write "
+        "acknowledged through this node. strict: as fresh as PostgreSQL at the request's arrival.",
+    )
+    max_staleness: Annotated[Duration, _at_least(0.01, "10ms")] = _setting(
+        "1s", "No answer is older than this; beyond it reads go to PostgreSQL."
+    )
+    invalidation: Literal["wal", "ttl"] = _setting(
+        "wal", "wal: logical decoding tells what died; without it nothing is cached. "
+        "ttl: only time ends an entry, answers may be as old as their TTL.",
+    )
+    max_wal_lag: Annotated[Size, _at_least(1 << 20, "1MB")] = _setting(
+        "256MB", "Further behind than this, the cache drops its slot and starts empty, so that it never "
+        "fills the server's disk.",
+    )
+    schema_poll: Annotated[Duration | None, Field(validate_default=False)] = _setting(
+        None, "How often the catalogue is compared as a whole; default and maximum: max_staleness."
+    )
+    slot: Literal["temporary"] = _setting("temporary", "Replication slots vanish with their connection.")
+    max_databases: Count = _setting(16, "Databases with a WAL reader at once; more are passed through.")
+    hit_wait: Duration = _setting(
+        "5ms", "How long a hit may wait for proof of its freshness before it goes upstream."
+    )
+    database_linger: Duration = _setting(
+        "30s", "How long a database stays warm after its last client has left."
+    )
+
+    @check(mode="after")
+    def _polls_often_enough(self) -> Freshness:
+        if self.schema_poll is not None and not 0.01 <= self.schema_poll <= self.max_staleness:
+            given, most = duration_text(self.schema_poll), duration_text(self.max_staleness)
+            raise ValueError(f"schema_poll {given} is out of range; it lies between 10ms and max_staleness ({most})")
+        return self
+
+    @property
+    def schema_poll_s(self) -> float:
+        """Seconds, with the default filled in."""
+        return self.max_staleness if self.schema_poll is None else self.schema_poll
+
+
+class Auth(_Section):
+    """Logins. They are decided by PostgreSQL; the cache only relays them."""
+
+    allow_trust: bool = _setting(
+        False, "Let clients from other machines in when PostgreSQL asks them nothing: its pg_hba.conf sees "
+        "the cache's address, not theirs.",
+    )
+
+
+class Limits(_Section):
+    """Memory that one connection may take."""
+
+    max_message: Annotated[Size, _at_least(1 << 16, "64kB")] = _setting(
+        "1GB", "A longer protocol message ends the connection, as PostgreSQL does."
+    )
+    max_group: Annotated[Size, _at_least(1 << 10, "1kB")] = _setting(
+        "64kB", "Extended-protocol messages held back until Sync; a longer group is forwarded as it comes."
+    )
+    write_buffer: Annotated[Size, _at_least(1 << 12, "4kB")] = _setting(
+        "256kB", "Unsent bytes after which the cache stops reading from the other side."
+    )
+
+
+class Settings(_Section):
+    """Everything that can be set, by section. Made by ``load``; frozen."""
+
+    upstream: Upstream = Field(default_factory=Upstream)
+    listen: Listen = Field(default_factory=Listen)
+    admin: Admin = Field(default_factory=Admin)
+    cache: Cache = Field(default_factory=Cache)
+    l1: HotTier = Field(default_factory=HotTier)
+    ttl: Ttl = Field(default_factory=Ttl)
+    freshness: Freshness = Field(default_factory=Freshness)
+    auth: Auth = Field(default_factory=Auth)
+    limits: Limits = Field(default_factory=Limits)
+
+    _sources: dict[str, str] = PrivateAttr(default_factory=dict)
+
+    @property
+    def sources(self) -> Mapping[str, str]:
+        """``section.key`` → ``flag``, ``environment NAME``, ``file PATH`` or ``default``."""
+        return {name: self._sources.get(name, "default") for name, _ in self._values()}
+
+    def show(self) -> list[tuple[str, str, str]]:
+        """Rows (key, value as one would write it, source), secrets masked."""
+        sources = self.sources
+        return [(name, value_text(name, value), sources[name]) for name, value in self._values()]
+
+    def upstream_url(self) -> str:
+        """``upstream.url``; raises ConfigError when it is not set."""
+        if not self.upstream.url:
+            raise ConfigError(
+                "no PostgreSQL server given", where="upstream.url",
+                hint=f"--upstream postgresql://user@host:5432/dbname, or set {ENV_PREFIX}UPSTREAM_URL",
+            )
+        return self.upstream.url
+
+    def _values(self) -> Iterator[tuple[str, Any]]:
+        for section in type(self).model_fields:
+            for key, value in getattr(self, section):
+                yield f"{section}.{key}", value
+
+
+def value_text(name: str, value: Any) -> str:
+    """A setting's value as one would write it in the file; the empty text when it is not set."""
+    section, _, key = name.partition(".")
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, Consistency):
+        return value.value
+    if name == "upstream.url":
+        return mask(str(value))
+    units = [item for item in fields(section)[key].metadata if isinstance(item, BeforeValidator)]
+    if units and units[0].func is parse_size:
+        return size_text(value)
+    return duration_text(value) if isinstance(value, float) else str(value)
+
+
+def fields(section: str) -> dict[str, FieldInfo]:
+    """The keys of a section."""
+    kind: Any = Settings.model_fields[section].annotation
+    fields: dict[str, FieldInfo] = kind.model_fields
+    return fields
