@@ -1,7 +1,7 @@
 """The template of a text: literals replaced by parameters, for grouping and statistics only.
 
-Never a key. The fingerprint of libpg_query is not used at all: it is equal for different tables, columns and parameters.
-Two texts with equal templates may still mean different queries to a key (a literal's type differs, say).
+Never a key. The fingerprint of libpg_query is not used at all: it is equal for different tables, columns and
+parameters. Two texts with equal templates may still mean different queries to a key (a literal's type differs, say).
 """
 
 from __future__ import annotations
