@@ -1,0 +1,202 @@
+"""``make suites``: foreign test suites in four passes. See ``outcomes.py`` for what each pass must give.
+
+    python tests/suites/run.py                          everything that can be had here
+    python tests/suites/run.py --suite postgres --pass A,B
+    python tests/suites/run.py --suite asyncpg --tests test_prepare,test_copy
+    python tests/suites/run.py --stand-in "python relay.py"   another proxy instead of distribcache
+
+One server per suite, one database per pass, one proxy process per pass. What each run printed stays in
+build/suites/results/<suite>/<pass><n>/, and the changed tests' differences in changed.diff beside it. Exit status: 0
+when every pass gave what it must, 1 when one did not, 3 when a server or proxy did not start. A suite that cannot be
+had on this machine is reported and does not fail the run, unless it was asked for by name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import shutil
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import psycopg
+from benchmarks.servers import Program, distribcache, pg_bin, stats
+from psycopg import sql
+from rich.console import Console
+from rich.table import Table
+from tests.suites import drivers, regress
+from tests.suites.fetch import BUILD, ROOT, Unavailable
+from tests.suites.outcomes import PASSES, Run, Verdict, judge
+
+from distribcache.cli.postgres import Postgres
+
+CACHE_OFF = "-c distribcache.cache=off"
+MUTED = [sys.executable, str(ROOT / "tests" / "suites" / "muted_serve.py"), "serve"]
+SUITES = (regress.NAME, *drivers.DRIVERS)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the table."""
+
+    suite: str
+    which: str
+    runs: list[Run]
+    verdict: Verdict
+
+
+class Suite:
+    """One suite on one server: runs passes and keeps what they left."""
+
+    def __init__(self, name: str, tests: Sequence[str], stand_in: Sequence[str], bin_dir: Path) -> None:
+        self.name = name
+        self.unstable = regress.UNSTABLE if name == regress.NAME else drivers.DRIVERS[name].unstable
+        self.results = BUILD / "results" / name
+        self._tests = tests
+        self._stand_in = stand_in
+        self._bin = bin_dir
+        if name == regress.NAME:
+            self._prepared = regress.prepare(bin_dir)
+        else:
+            drivers.DRIVERS[name].tests()
+
+    def passes(self, wanted: Sequence[str], repeat: int, say: Console) -> list[Row]:
+        """Run the wanted passes on one server. Raises RuntimeError when a proxy does not start or dies."""
+        rows: list[Row] = []
+        base: Run | None = None
+        with Postgres(bin_dir=self._bin, options=regress.OPTIONS | {"max_connections": "300"}) as server:
+            for which in wanted:
+                shutil.rmtree(self.results / which, ignore_errors=True)
+                for old in self.results.glob(f"{which}[0-9]"):
+                    shutil.rmtree(old)
+                times = {"A": repeat, "B": 1, "C": 2, "D": 1}[which]
+                say.print(f"[dim]{self.name}: pass {which}, {times} run{'s' if times > 1 else ''}…")
+                runs = self._pass(which, times, server)
+                verdict = judge(which, base, runs, self.unstable)
+                if which == "A":
+                    base = runs[0]
+                elif base is not None:
+                    self._explain(which, base, runs, verdict)
+                rows.append(Row(self.name, which, runs, verdict))
+        return rows
+
+    def _pass(self, which: str, times: int, server: Postgres) -> list[Run]:
+        dbname = f"suite_{which.lower()}"
+        with psycopg.connect(server.conninfo(), autocommit=True) as connection:
+            connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(dbname)))
+        for extension in ("hstore", "citext"):
+            with psycopg.connect(server.conninfo(dbname), autocommit=True) as connection:
+                try:
+                    connection.execute(sql.SQL("CREATE EXTENSION {}").format(sql.Identifier(extension)))
+                except psycopg.Error:
+                    continue
+        with tempfile.TemporaryDirectory(prefix="distribcache-suite-") as folder:
+            work = Path(folder)
+            work.chmod(0o755)
+            if which == "A":
+                return [self._run(which, n, server.port, dbname, work, {}, None) for n in range(times)]
+            command = [*self._stand_in, "serve"] if self._stand_in else (MUTED if which == "D" else [])
+            env = {"PGOPTIONS": CACHE_OFF} if which == "B" else {}
+            with distribcache(server.url(), work, command=command) as proxy:
+                try:
+                    return [self._run(which, n, proxy.port, dbname, work, env, proxy) for n in range(times)]
+                finally:
+                    self.results.mkdir(parents=True, exist_ok=True)
+                    (self.results / f"{which}-proxy.log").write_text(proxy.log())
+                    if not proxy.alive:
+                        raise RuntimeError(f"the proxy died: see {self.results}/{which}-proxy.log")
+
+    def _run(
+        self, which: str, number: int, port: int, dbname: str, work: Path, env: Mapping[str, str], proxy: Program | None
+    ) -> Run:
+        kept, folder = self.results / f"{which}{number}", work / f"run{number}"
+        before = self._counters(proxy)
+        if self.name == regress.NAME:
+            run = regress.run(self._prepared, self._bin, port, folder, kept, env=env, tests=self._tests)
+        else:
+            driver = drivers.DRIVERS[self.name]
+            run = drivers.run(driver, port, dbname, folder, kept, env=env, tests=self._tests)
+        after = self._counters(proxy)
+        gained = {key: int(after.get(key, 0) - before.get(key, 0)) for key in ("hits_total", "misses_total")}
+        return Run(run.outcomes, run.seconds, gained["hits_total"], gained["misses_total"], run.log)
+
+    def _counters(self, proxy: Program | None) -> dict[str, float]:
+        return {} if proxy is None or self._stand_in else stats(proxy)
+
+    def _explain(self, which: str, base: Run, runs: list[Run], verdict: Verdict) -> None:
+        """changed.diff: per changed test the status in each run, and what it printed where the suite tells."""
+        if not verdict.changed:
+            return
+        lines: list[str] = []
+        for test in verdict.changed:
+            for number, run in enumerate(runs):
+                then, now = base.outcomes.get(test), run.outcomes.get(test)
+                if then == now:
+                    continue
+                lines.append(f"=== {test} in {which}{number}: {then.status if then else 'absent'} in A, "
+                             f"{now.status if now else 'absent'} now\n")
+                here = [self.results / f"{part}/results/{test}.out" for part in ("A0", f"{which}{number}")]
+                if all(path.exists() for path in here):
+                    old, new = (path.read_text(errors="replace").splitlines(keepends=True) for path in here)
+                    lines += difflib.unified_diff(old, new, "direct", f"{which}{number}")
+        (self.results / f"{which}0" / "changed.diff").write_text("".join(lines))
+
+
+def _table(rows: Sequence[Row]) -> Table:
+    table = Table(title="foreign suites, four passes")
+    for heading in ("suite", "pass", "tests", "failed", "hits", "seconds", "verdict"):
+        table.add_column(heading, justify="right" if heading in ("tests", "failed", "hits", "seconds") else "left")
+    for row in rows:
+        each = lambda fact: " / ".join(str(fact(run)) for run in row.runs)  # noqa: B023
+        mark = "[green]ok[/]" if row.verdict.ok else "[red]BROKEN[/]"
+        few = ", ".join(row.verdict.changed[:4]) + (" …" if len(row.verdict.changed) > 4 else "")
+        words = row.verdict.words + (f": {len(row.verdict.changed)} ({few})" if row.verdict.changed else "")
+        table.add_row(
+            row.suite, row.which, each(lambda r: len(r.outcomes)), each(lambda r: len(r.failed)),
+            "" if row.which == "A" else each(lambda r: r.hits), each(lambda r: round(r.seconds)), f"{mark} {words}",
+        )
+    return table
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--suite", default="", help=f"one or more of {','.join(SUITES)} (default: all)")
+    parser.add_argument("--pass", dest="passes", default=",".join(PASSES), help="one or more of A,B,C,D")
+    parser.add_argument("--tests", default="", help="a subset: test names (postgres: without .sql), comma separated")
+    parser.add_argument("--repeat", type=int, default=1, help="runs of pass A; 2 shows what is unstable by itself")
+    parser.add_argument("--stand-in", default="", help="command of another proxy, given the same options as serve")
+    asked = parser.parse_args(argv)
+    say = Console(soft_wrap=True)
+    bin_dir = pg_bin()
+    if bin_dir is None:
+        say.print("no PostgreSQL server is installed on this machine (Debian: apt install postgresql)")
+        return 3
+    split = lambda text: [part for part in text.split(",") if part]
+    wanted, status, rows = split(asked.suite) or list(SUITES), 0, []
+    for name in wanted:
+        if name not in SUITES:
+            parser.error(f"no such suite: {name}")
+        try:
+            suite = Suite(name, split(asked.tests), asked.stand_in.split(), bin_dir)
+            rows += suite.passes(split(asked.passes), asked.repeat, say)
+        except Unavailable as reason:
+            say.print(f"[yellow]{name}: not to be had on this machine[/]: {reason}", highlight=False)
+            status = max(status, 1 if asked.suite else 0)
+        except RuntimeError as reason:
+            say.print(f"[red]{name}[/]: {reason}", highlight=False)
+            status = 3
+    if rows:
+        Console(width=160).print(_table(rows))
+        say.print(f"[dim]details: {BUILD.relative_to(ROOT)}/results/<suite>/<pass><n>/")
+    if any(not row.verdict.ok for row in rows):
+        status = max(status, 1)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
