@@ -1,0 +1,220 @@
+"""What the catalogue looks like now: a fingerprint of everything in it that can change an answer, and the map of
+names.
+
+What it must do (coherence rule R6): tell by one question whether anything changed since the last time. A maximum of
+xmin or a choice of columns is blind (coherence trap 5): a renamed enum value, a view's ``security_invoker``, a
+dropped primary key, an attribute of a composite type; an older transaction that commits later. So the fingerprint is
+a hash over (key, xmin) of **every row** of every such catalogue: a row that was changed has another xmin, also if it
+was changed back.
+
+Rules:
+1. Rows of temporary objects are left out: programs make and drop them all the time, and sessions that can see one are
+   never served.
+2. Left out too is what cannot change an answer: statistics, dependencies, comments, publications, indexes that are
+   not unique, sequences, and the rows of indexes and TOAST tables in ``pg_class``. ANALYZE and VACUUM change rows in
+   place.
+3. Roles are hashed by all columns that everybody may read (the password is masked there). ``(key, xmin)`` cannot see
+   a row that came and went between two looks. For memberships, role settings, roles and policies that would be a
+   right once given and taken back, so their counters of inserted and deleted rows count too (they may lag by
+   seconds).
+4. Fingerprint, snapshot and map of one look come from one statement or one repeatable-read transaction.
+5. Names are printed by the server's ``quote_ident``, as the change stream prints them, and compared as bytes.
+
+Every query runs with ``search_path = pg_catalog`` and reads only what any role may read. PostgreSQL 14 or later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+__all__ = [
+    "FINGERPRINT_SQL", "QUICK_SQL", "READ_ALL_SQL", "RELATIONS_SQL", "CatalogueView", "Relation", "Relations",
+    "relations_from",
+]
+
+
+class SnapshotLike(Protocol):
+    """What the coherence layer calls a snapshot; this layer only carries it."""
+
+    def sees(self, xid: int) -> bool: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Relation:
+    """``kind`` is relkind; ``identity`` is relreplident (d, n, f, i); ``fires`` tells of triggers or rules."""
+
+    oid: int
+    kind: str
+    identity: str
+    fires: bool
+    ancestors: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Relations:
+    """``by_name``: printed name → the relation and its ancestors; ``by_oid``: the facts of each."""
+
+    by_name: Mapping[bytes, tuple[int, ...]]
+    by_oid: Mapping[int, Relation]
+    oids: frozenset[int] = field(default_factory=frozenset)
+
+    @classmethod
+    def empty(cls) -> Relations:
+        return cls({}, {})
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogueView:
+    """One look: its snapshot, the two fingerprints, and the map (None when only the fingerprint was asked)."""
+
+    snapshot: Any
+    fingerprint: tuple[int, ...]
+    quick: tuple[int, ...]
+    relations: Relations | None
+
+
+_TEMP_SCHEMAS = "(SELECT oid FROM tmp)"
+_TEMP_RELATIONS = "(SELECT oid FROM tmprel)"
+_KINDS = "('r', 'p', 'v', 'm', 'f', 'c')"
+
+# catalogue: (key columns, condition). A key column of a row that has an oid is that oid.
+_CATALOGUES: dict[str, tuple[str, str]] = {
+    "pg_aggregate": ("aggfnoid", ""),
+    "pg_am": ("oid", ""),
+    "pg_amop": ("oid", ""),
+    "pg_amproc": ("oid", ""),
+    "pg_attrdef": ("oid", f"adrelid NOT IN {_TEMP_RELATIONS}"),
+    "pg_attribute": (
+        "attrelid, attnum",
+        f"attrelid IN (SELECT oid FROM pg_class WHERE relkind IN {_KINDS} AND relpersistence <> 't')",
+    ),
+    "pg_cast": ("oid", ""),
+    "pg_class": ("oid", f"relkind IN {_KINDS} AND relpersistence <> 't' AND relnamespace NOT IN {_TEMP_SCHEMAS}"),
+    "pg_collation": ("oid", f"collnamespace NOT IN {_TEMP_SCHEMAS}"),
+    "pg_constraint": ("oid", f"connamespace NOT IN {_TEMP_SCHEMAS}"),
+    "pg_conversion": ("oid", f"connamespace NOT IN {_TEMP_SCHEMAS}"),
+    "pg_database": ("oid", "datname = current_database()"),
+    "pg_default_acl": ("oid", ""),
+    "pg_enum": ("oid", f"enumtypid NOT IN (SELECT oid FROM pg_type WHERE typnamespace IN {_TEMP_SCHEMAS})"),
+    "pg_event_trigger": ("oid", ""),
+    "pg_extension": ("oid", ""),
+    "pg_foreign_data_wrapper": ("oid", ""),
+    "pg_foreign_server": ("oid", ""),
+    "pg_foreign_table": ("ftrelid", ""),
+    "pg_index": (
+        "indexrelid",
+        f"(indisunique OR indisreplident OR indisexclusion) AND indrelid NOT IN {_TEMP_RELATIONS}",
+    ),
+    "pg_inherits": ("inhrelid, inhparent", f"inhrelid NOT IN {_TEMP_RELATIONS}"),
+    "pg_language": ("oid", ""),
+    "pg_namespace": ("oid", f"oid NOT IN {_TEMP_SCHEMAS}"),
+    "pg_opclass": ("oid", f"opcnamespace NOT IN {_TEMP_SCHEMAS}"),
+    "pg_operator": ("oid", f"oprnamespace NOT IN {_TEMP_SCHEMAS}"),
+    "pg_opfamily": ("oid", f"opfnamespace NOT IN {_TEMP_SCHEMAS}"),
+    "pg_partitioned_table": ("partrelid", f"partrelid NOT IN {_TEMP_RELATIONS}"),
+    "pg_policy": ("oid", f"polrelid NOT IN {_TEMP_RELATIONS}"),
+    "pg_proc": ("oid", f"pronamespace NOT IN {_TEMP_SCHEMAS}"),
+    "pg_range": ("rngtypid", ""),
+    "pg_rewrite": ("oid", f"ev_class NOT IN {_TEMP_RELATIONS}"),
+    "pg_seclabel": ("objoid, classoid, objsubid", ""),
+    "pg_shseclabel": ("objoid, classoid", ""),
+    "pg_transform": ("oid", ""),
+    "pg_trigger": ("oid", f"tgrelid NOT IN {_TEMP_RELATIONS}"),
+    "pg_ts_config": ("oid", f"cfgnamespace NOT IN {_TEMP_SCHEMAS}"),
+    "pg_ts_config_map": ("mapcfg, maptokentype, mapseqno", ""),
+    "pg_ts_dict": ("oid", f"dictnamespace NOT IN {_TEMP_SCHEMAS}"),
+    "pg_ts_parser": ("oid", f"prsnamespace NOT IN {_TEMP_SCHEMAS}"),
+    "pg_ts_template": ("oid", f"tmplnamespace NOT IN {_TEMP_SCHEMAS}"),
+    "pg_type": ("oid", f"typnamespace NOT IN {_TEMP_SCHEMAS}"),
+}
+# Small and shared by all databases of the server: changes made from another database give no sign in our stream.
+_SHARED: dict[str, tuple[str, str]] = {
+    "pg_auth_members": ("roleid, member, grantor", ""),
+    "pg_db_role_setting": ("setdatabase, setrole", ""),
+}
+_COUNTED = ("pg_auth_members", "pg_db_role_setting", "pg_authid", "pg_policy")
+
+
+def _hash(catalogue: str, keys: str, condition: str) -> str:
+    # xor does not mind the order, and no (key, xmin) occurs twice in a catalogue.
+    where = f" WHERE {condition}" if condition else ""
+    return (
+        f"(SELECT coalesce(bit_xor(hash_record_extended(ROW({keys}, xmin), 0)), 0) # count(*) "
+        f"FROM {catalogue}{where})"
+    )
+
+
+_ROLES = "(SELECT coalesce(bit_xor(hashtextextended(r::text, 0)), 0) # count(*) FROM pg_roles r)"
+_RELOADED = "(SELECT (extract(epoch FROM pg_conf_load_time()) * 1000000)::bigint)"
+
+
+def _counted(catalogue: str) -> str:
+    oid = f"'pg_catalog.{catalogue}'::regclass"
+    return f"(pg_stat_get_tuples_inserted({oid}) * 1000003 + pg_stat_get_tuples_deleted({oid}))"
+
+
+_QUICK_COLUMNS = [_hash(name, *how) for name, how in _SHARED.items()] + [_ROLES, _RELOADED]
+_QUICK_COLUMNS += [_counted(name) for name in _COUNTED]
+_FULL_COLUMNS = [_hash(name, *how) for name, how in _CATALOGUES.items()]
+
+QUICK_SQL = "SELECT ARRAY[" + ", ".join(_QUICK_COLUMNS) + "]::bigint[]"
+"""One row, one array: roles, memberships, role and database settings, time of the last reload."""
+
+FINGERPRINT_SQL = (
+    "WITH tmp AS MATERIALIZED (SELECT oid FROM pg_namespace WHERE nspname ~ '^pg_(toast_)?temp_'), "
+    "tmprel AS MATERIALIZED (SELECT oid FROM pg_class WHERE relpersistence = 't') "
+    "SELECT pg_current_snapshot()::text, ARRAY[" + ", ".join(_FULL_COLUMNS) + "]::bigint[], "
+    "ARRAY[" + ", ".join(_QUICK_COLUMNS) + "]::bigint[]"
+)
+"""One row: snapshot, hashes of all catalogues, and the same array as ``QUICK_SQL``."""
+
+RELATIONS_SQL = (
+    "SELECT c.oid, quote_ident(n.nspname) || '.' || quote_ident(c.relname), c.relkind, c.relreplident, "
+    "c.relhastriggers OR c.relhasrules, (SELECT array_agg(inhparent) FROM pg_inherits WHERE inhrelid = c.oid) "
+    "FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace "
+    "WHERE c.relkind IN ('r', 'p', 'm', 'v', 'f') AND c.relpersistence <> 't'"
+)
+"""A row per relation: oid, printed name, relkind, replica identity, triggers or rules, parents."""
+
+READ_ALL_SQL = (
+    "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; "
+    + FINGERPRINT_SQL + "; " + RELATIONS_SQL + "; COMMIT; SELECT pg_current_wal_insert_lsn()"
+)
+"""Everything from one snapshot, then the insert position, asked after it."""
+
+
+def relations_from(rows: Iterable[Sequence[bytes | None]]) -> Relations:
+    """The map from the rows of ``RELATIONS_SQL``, every column in PostgreSQL's text form as bytes.
+
+    Raises ValueError when a row has another form.
+    """
+    facts: dict[int, tuple[bytes, str, str, bool]] = {}
+    parents: dict[int, tuple[int, ...]] = {}
+    for oid, name, kind, identity, fires, above in rows:
+        if oid is None or name is None or kind is None or identity is None:
+            raise ValueError("a relation without a name")
+        number = int(oid)
+        facts[number] = (name, kind.decode(), identity.decode(), fires == b"t")
+        if above:
+            parents[number] = tuple(map(int, above.strip(b"{}").split(b",")))
+    by_name: dict[bytes, tuple[int, ...]] = {}
+    by_oid: dict[int, Relation] = {}
+    for number, (name, kind_text, identity_text, fired) in facts.items():
+        ancestors = _closure(number, parents)
+        by_name[name] = (number, *ancestors)
+        by_oid[number] = Relation(number, kind_text, identity_text, fired, ancestors)
+    return Relations(by_name, by_oid, frozenset(facts))
+
+
+def _closure(oid: int, parents: Mapping[int, tuple[int, ...]]) -> tuple[int, ...]:
+    """All ancestors of a relation; a child may have several parents."""
+    found: dict[int, None] = {}
+    todo = list(parents.get(oid, ()))
+    while todo:
+        parent = todo.pop()
+        if parent not in found:
+            found[parent] = None
+            todo.extend(parents.get(parent, ()))
+    return tuple(found)

@@ -1,0 +1,245 @@
+"""From facts of the stream, the probe and the catalogue to W, V and ``fresh_at``: the rules R1–R6 and R8, without IO.
+
+Everything here is synchronous and takes times as arguments, so every race can be played step by step in a test. The
+caller feeds what happened in the order in which it happened and calls ``publish`` at the end of each callback;
+between two publications nothing else runs, so readers see slots, W, V and ``fresh_at`` move together, stored in that
+order.
+
+Where the rules leave room, this is the choice:
+
+* *During a pending catalogue alarm* there are neither hits (``serving`` is false and ``fresh_at`` is 0) nor fills.
+* *A changed catalogue* bumps the schema slot **and** every relation to norm(T). So an entry needs F ≥ norm(T) as well
+  as A ≥ norm(T): commits that were attributed by an outdated name map can not matter to anything that is still valid,
+  not even when names were swapped several times.
+* *A relation that the last re-read did not know* (``slot_of`` of a new oid) gets a slot that no entry satisfies until
+  a re-read shows it: otherwise a table created and dropped between two equal fingerprints could leave an entry
+  behind.
+* *A new slot* starts at everything received, also beyond a held W.
+* *``fresh_at`` never passes the last look at the catalogue by more than two poll periods*: after an idle time the
+  first hits wait for a poll as they wait for a probe.
+* *An alarm whose transaction the last re-read already saw* is not raised: its effects are in the map, and the schema
+  slot is at or above its position.
+* *After a change, the same again one second later*, whether or not anything differs then: the server publishes a
+  commit before its catalogue invalidations, so entries filled in between may come from outdated definitions. After an
+  alarm of the proxy that showed no change there is a second look too.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+from distribcache.catalog.generation import CatalogueView, Relations
+from distribcache.coherence.alarms import Alarms
+from distribcache.coherence.decoding import Commit
+from distribcache.coherence.freshness import Freshness
+from distribcache.coherence.ledger import FRESH_AT, NEVER, SCHEMA, Ledger, V, W, next_epoch
+from distribcache.coherence.lsn import DEFAULT_SEGMENT, normalise
+from distribcache.coherence.visibility import Snapshot, Visibility
+
+__all__ = ["SETTLE_NS", "Coverage"]
+
+SETTLE_NS = 1_000_000_000
+_PENDING = 256
+# Alarms that name a transaction, or come from a look at the catalogue. Others may have been raised too early.
+_OWN = frozenset({"starting", "empty_transaction", "ddl", "unknown_relation", "changed_poll"})
+
+
+class Coverage:
+    """What is known of one database under one epoch. ``on_fresh(fresh_at)`` is called when hits may look again."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        counters: Freshness,
+        *,
+        full_poll_ns: int,
+        quick_poll_ns: int,
+        on_fresh: Callable[[int], None] = lambda _: None,
+    ) -> None:
+        self.ledger = ledger
+        self.counters = counters
+        self.on_fresh = on_fresh
+        self.full_poll_ns = full_poll_ns
+        self.quick_poll_ns = quick_poll_ns
+        self.epoch = 0
+        self.running = False
+        self.segment = DEFAULT_SEGMENT
+        self.end()
+
+    # -- epochs, rule R8
+
+    def end(self) -> None:
+        """Coverage has, or may have, a hole: nothing of the present epoch is served again."""
+        self.epoch = next_epoch()
+        self.ledger.renew(self.epoch)
+        self.running = False
+        self.serving = False
+        self.received = 0
+        self.target = 0
+        self.reached_at = 0
+        self.highest_insert = 0
+        self.full_at = 0
+        self.quick_at = 0
+        self.settle_at = 0
+        self.settle_changed = False
+        self.relations = Relations.empty()
+        self.fingerprint: tuple[int, ...] = ()
+        self.quick: tuple[int, ...] = ()
+        self.seen: Snapshot | None = None
+        self.visibility = Visibility()
+        self.alarms = Alarms()
+        self.pending: deque[tuple[int, int]] = deque()
+        self.counters.epoch_changes += 1
+
+    def begin(self, start: int, segment: int = DEFAULT_SEGMENT) -> None:
+        """The stream has started; it will carry every commit that ends behind ``start``."""
+        self.segment = segment
+        self.received = start
+        self.ledger.open(start)
+        self.running = True
+        self.alarms.raise_("starting", start)
+
+    # -- the stream, in its own order
+
+    def commit(self, commit: Commit) -> None:
+        """A committed transaction. Slots are bumped at once, W follows in ``publish``."""
+        lsn, touch = commit.lsn, self.ledger.touch
+        before = self.received
+        lost = False
+        by_name = self.relations.by_name
+        for name in commit.names:
+            oids = by_name.get(name)
+            if oids is None:
+                lost = True
+            else:
+                for oid in oids:
+                    touch(oid, lsn)
+        self.visibility.received(commit.xid, lsn)
+        self.received = max(before, lsn)
+        self.counters.commits += 1
+        if (commit.empty or commit.ddl or lost) and not (self.seen is not None and self.seen.sees(commit.xid)):
+            reason = "ddl" if commit.ddl else "empty_transaction" if commit.empty else "unknown_relation"
+            self._alarm(reason, min(before, lsn - 1), commit.xid)
+
+    def position(self, lsn: int) -> None:
+        """A keepalive: everything up to here was sent before it."""
+        self.received = max(self.received, lsn)
+
+    # -- the probe
+
+    def observe(self, asked_at: int, received: int, snapshot: Snapshot, insert: int) -> bool:
+        """An answer of the probe; ``received`` is what the stream had brought when the question was sent.
+
+        False when the log went back: this epoch is over (R8).
+        """
+        reach = normalise(insert, self.segment)
+        if reach < received or insert < self.highest_insert:
+            return False
+        self.highest_insert = insert
+        self.visibility.observe(snapshot)
+        pending = self.pending
+        if pending and (pending[-1][1] == reach or len(pending) >= _PENDING):
+            pending.pop()  # the same position at a later time; or one fewer chance to move, never a wrong one
+        pending.append((asked_at, reach))
+        self.counters.probes += 1
+        return True
+
+    # -- the catalogue (R6)
+
+    def _alarm(self, reason: str, hold: int, xid: int = -1) -> None:
+        self.serving = False
+        self.ledger.words[FRESH_AT] = 0
+        self.alarms.raise_(reason, hold, xid)
+        self.counters.alarms += 1
+        self.counters.last_alarm = reason
+
+    def catalogue_alarm(self, reason: str) -> None:
+        """A change that is already acknowledged or seen: no hit from here on until the catalogue was read again."""
+        if self.running:
+            self._alarm(reason, self.ledger.words[W])
+
+    def wants_reread(self, now: int) -> bool:
+        """Is there anything that a re-read begun now would settle?"""
+        return self.running and (self.alarms.ready(self.visibility) or bool(self.settle_at and now >= self.settle_at))
+
+    def reread(self, view: CatalogueView, *, mark: int, began_at: int, insert: int) -> None:
+        """A re-read is complete; ``insert`` was asked after its snapshot, ``mark`` read before its first question."""
+        settling = bool(self.settle_at and began_at >= self.settle_at)
+        changed = view.fingerprint != self.fingerprint
+        answered = self.alarms.answer(view.snapshot, mark)
+        self.counters.rereads += 1
+        if view.relations is not None:
+            self.relations = view.relations
+        if changed or (settling and self.settle_changed):
+            self.target = normalise(insert, self.segment)
+            self.ledger.bump_all(self.target)
+            self.counters.catalogue_changes += changed
+        if changed:
+            self.settle_at, self.settle_changed = began_at + SETTLE_NS, True
+        elif settling:
+            self.settle_at, self.settle_changed = 0, False
+        elif not self.settle_at and any(alarm.reason not in _OWN for alarm in answered):
+            self.settle_at = began_at + SETTLE_NS
+        self.ledger.admit(self.relations.oids, max(self.received, self.target))
+        self.fingerprint = view.fingerprint
+        self.quick = view.quick
+        self.seen = view.snapshot
+        self.full_at = max(self.full_at, began_at)
+        self.quick_at = max(self.quick_at, began_at)
+
+    def polled(self, quick: tuple[int, ...], began_at: int) -> None:
+        """The quick poll: roles, memberships, settings. A difference is an alarm."""
+        if quick != self.quick:
+            self.catalogue_alarm("changed_poll")
+        else:
+            self.quick_at = max(self.quick_at, began_at)
+
+    # -- what the others see
+
+    def slot_of(self, oid: int) -> int:
+        """The ledger slot of a relation; one that the last re-read did not know satisfies no entry yet."""
+        known = oid in self.relations.oids
+        return self.ledger.slot_of(oid, max(self.received, self.target) if known else NEVER)
+
+    def fill_point(self) -> int | None:
+        """V, or None when nothing may be filled."""
+        if not self.running or self.alarms:
+            return None
+        return self.ledger.words[V] or None
+
+    def limit_at(self) -> int:
+        """``fresh_at`` may not pass this: what the last looks at the catalogue vouch for."""
+        return min(self.full_at + 2 * self.full_poll_ns, self.quick_at + 2 * self.quick_poll_ns)
+
+    def publish(self) -> None:
+        """Store W, V and ``fresh_at`` in this order, after the slots."""
+        if not self.running:
+            return
+        words = self.ledger.words
+        limit = self.alarms.limit()
+        applied = self.received if limit is None else min(self.received, limit)
+        if applied > words[W]:
+            words[W] = applied
+        applied = words[W]
+        words[V] = self.visibility.visible(applied)
+        pending = self.pending
+        while pending and pending[0][1] <= applied:
+            self.reached_at = pending.popleft()[0]
+        if limit is not None or applied < self.target or not self.full_at:
+            self.serving = False
+            words[FRESH_AT] = 0
+            return
+        self.serving = True
+        fresh_at = min(self.reached_at, self.limit_at())
+        if fresh_at > words[FRESH_AT]:
+            words[FRESH_AT] = fresh_at
+            self.on_fresh(fresh_at)
+
+    @property
+    def applied(self) -> int:
+        return self.ledger.words[W]
+
+    @property
+    def schema_lsn(self) -> int:
+        return self.ledger.words[SCHEMA]

@@ -1,0 +1,163 @@
+"""The databases that are followed: what the proxy imports.
+
+A logical slot sees one database, so there is one ``DatabaseCoherence`` per database, from its first client until some
+time after its last. Never for a template: a session in ``template1`` makes CREATE DATABASE fail.
+
+``DROP``, ``ALTER DATABASE`` and ``CREATE DATABASE … TEMPLATE`` fail while our slot or our sessions exist, so the
+proxy calls ``close_for_ddl`` before it passes such a statement on, and ``reopen`` when it has ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from typing import Any, Protocol
+
+from distribcache.coherence.freshness import Freshness
+from distribcache.coherence.ledger import Ledger
+from distribcache.coherence.link import ServerIdentity
+from distribcache.coherence.live import DatabaseCoherence
+from distribcache.coherence.options import Options
+from distribcache.coherence.passing import PassThrough
+from distribcache.coherence.ttl import TtlOnly
+
+__all__ = ["Coherence", "DatabaseCoherence", "Databases", "Options", "ServerIdentity", "TtlOnly"]
+
+_TEMPLATES = frozenset({"template0", "template1"})
+
+
+class Coherence(Protocol):
+    """The face of one database; see ``live.DatabaseCoherence`` for what each member means."""
+
+    name: str
+    ledger: Ledger
+    words: memoryview
+    counters: Freshness
+    max_staleness_ns: int
+    identity: ServerIdentity | None
+    server_version_num: int
+    epoch_listeners: list[Callable[[int], None]]
+
+    @property
+    def mode(self) -> str: ...
+    @property
+    def epoch(self) -> int: ...
+    @property
+    def serving(self) -> bool: ...
+    @property
+    def reason(self) -> str: ...
+    @property
+    def detail(self) -> str: ...
+    @property
+    def hint(self) -> str: ...
+    @property
+    def floor_ns(self) -> int: ...
+    def raise_floor(self, now: int) -> None: ...
+    def fill_point(self) -> int | None: ...
+    def visible(self) -> int: ...
+    def schema_lsn(self) -> int: ...
+    def slot_of(self, oid: int) -> int: ...
+    def wait_fresh(self, floor_ns: int, timeout_s: float) -> asyncio.Future[bool]: ...
+    def catalogue_alarm(self, reason: str) -> None: ...
+    def schedule_poll(self) -> None: ...
+    def note_traffic(self) -> None: ...
+    def ask(self, sql: str, params: Sequence[object] = ()) -> Awaitable[list[tuple[Any, ...]]]: ...
+    def report(self) -> dict[str, object]: ...
+    async def start(self) -> None: ...
+    async def stop(self) -> None: ...
+
+
+class Databases:
+    """Hands out the coherence of each database and counts its clients. All methods run on one event loop."""
+
+    def __init__(self, conninfo: str, options: Options, log: Callable[[str], None] = lambda _: None) -> None:
+        self._conninfo = conninfo
+        self._options = options
+        self._log = log
+        self._open: dict[str, Coherence] = {}
+        self._clients: dict[str, int] = {}
+        self._linger: dict[str, asyncio.TimerHandle] = {}
+        self._paused: dict[str, asyncio.Task[None]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def __iter__(self) -> Iterator[Coherence]:
+        return iter(list(self._open.values()))
+
+    def acquire(self, name: str) -> Coherence:
+        """A client has come; the database begins to be followed if it is not yet. Never waits, never raises."""
+        self._clients[name] = self._clients.get(name, 0) + 1
+        timer = self._linger.pop(name, None)
+        if timer is not None:
+            timer.cancel()
+        found = self._open.get(name)
+        if found is None:
+            found = self._open[name] = self._make(name)
+            self._start(name)
+        return found
+
+    def release(self, name: str) -> None:
+        """A client has gone; after the last one the database lingers a while."""
+        left = self._clients.get(name, 0) - 1
+        if left > 0:
+            self._clients[name] = left
+            return
+        self._clients.pop(name, None)
+        if name in self._open and name not in self._linger:
+            loop = asyncio.get_running_loop()
+            self._linger[name] = loop.call_later(self._options.linger_s, self._leave, name)
+
+    async def close_for_ddl(self, names: Iterable[str]) -> None:
+        """Leave these databases now; when it returns, nothing of ours is connected to any of them."""
+        await asyncio.gather(*(self._pause(name) for name in set(names) if name in self._open))
+
+    def reopen(self, names: Iterable[str]) -> None:
+        """The statement has ended, well or not: follow again what still has clients; forget what has none."""
+        for name in set(names):
+            if name in self._paused:
+                del self._paused[name]
+                if self._clients.get(name):
+                    self._start(name)
+                else:
+                    self._leave(name)
+
+    async def stop(self) -> None:
+        """Leave all databases."""
+        for timer in self._linger.values():
+            timer.cancel()
+        self._linger.clear()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*(coherence.stop() for coherence in self._open.values()))
+        self._open.clear()
+
+    def _make(self, name: str) -> Coherence:
+        if name in _TEMPLATES:
+            return PassThrough(name, "template_database")
+        if self._options.invalidation == "ttl":
+            return TtlOnly(self._conninfo, name, self._options, self._log)
+        followed = sum(1 for coherence in self._open.values() if coherence.mode == "wal")
+        if followed >= self._options.max_databases:
+            return PassThrough(name, "too_many_databases")
+        return DatabaseCoherence(self._conninfo, name, self._options, self._log)
+
+    def _start(self, name: str) -> None:
+        if name not in self._paused:
+            self._spawn(self._open[name].start())
+
+    async def _pause(self, name: str) -> None:
+        task = self._paused.get(name)
+        if task is None:
+            task = self._paused[name] = asyncio.ensure_future(self._open[name].stop())
+        await asyncio.shield(task)
+
+    def _leave(self, name: str) -> None:
+        self._linger.pop(name, None)
+        if self._clients.get(name):
+            return
+        coherence = self._open.pop(name, None)
+        if coherence is not None:
+            self._spawn(coherence.stop())
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

@@ -1,0 +1,171 @@
+"""Text of ``test_decoding`` → facts. No IO, no time, no waiting.
+
+What it must do: tell, for each committed transaction, its xid, the end of its commit record and the relations whose
+rows changed; and whether it smells of a catalogue change. It must do so cheaply: a bulk update sends one message per
+row, and all that counts of it is one name (coherence rule R7).
+
+Rules:
+1. A change counts at its COMMIT, whose start position is the end of the commit record. Nothing is reported before.
+2. A name is taken as printed (``schema.relation``, quoted as ``quote_identifier`` does). The cheap path cuts at the
+   first ``": "`` and only looks the piece up among names already met in this transaction. That is safe: a cut inside
+   quotes leaves them unbalanced, so it never equals a complete name.
+3. A transaction without any row is what DDL looks like: ``empty``. One that holds nothing but our own flush message
+   is not.
+4. A text that is not understood is never skipped: ``ProtocolError``; the reader then starts anew with a new epoch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from distribcache.errors import ProtocolError
+
+__all__ = ["DDL_PREFIX", "FLUSH_PREFIX", "Commit", "Decoder", "names_of"]
+
+FLUSH_PREFIX = b"distribcache.flush"
+DDL_PREFIX = b"distribcache.ddl"
+
+_LONGEST_NAME = 6 + 2 * (2 * 63 + 2) + 1 + 2  # "table ", two quoted names of doubled quotes, the dot, ": "
+_ROW = (b" INSERT:", b" UPDATE:", b" DELETE:")
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """A committed transaction: ``lsn`` is the end of its commit record, ``names`` the changed relations as printed.
+
+    ``empty``: no row and no message of ours in it, as with DDL. ``ddl``: the event trigger's message was in it.
+    """
+
+    xid: int
+    lsn: int
+    names: frozenset[bytes]
+    empty: bool
+    ddl: bool
+    rows: int
+
+
+class Decoder:
+    """Collects one transaction at a time. ``feed`` takes the payload of one stream message."""
+
+    __slots__ = ("_ddl", "_flush", "_messages", "_names", "_rows", "_xid")
+
+    def __init__(self) -> None:
+        self._xid = -1
+        self._names: set[bytes] = set()
+        self._rows = 0
+        self._messages = 0
+        self._flush = 0
+        self._ddl = False
+
+    def feed(self, data: bytes | memoryview, lsn: int) -> Commit | None:
+        """One message and the position it was sent with; returns the transaction when this was its COMMIT.
+
+        Raises ProtocolError when the text is not what ``test_decoding`` prints.
+        """
+        first = data[0] if len(data) else 0
+        if first == 0x74:  # t: table …
+            head = bytes(data[6:_LONGEST_NAME])
+            if head[: head.find(b": ")] in self._names:
+                self._rows += 1
+                return None
+            self._table(bytes(data))
+            return None
+        text = bytes(data)
+        if text.startswith(b"BEGIN "):
+            self._begin(text)
+            return None
+        if text.startswith(b"COMMIT "):
+            return self._commit(text, lsn)
+        if text.startswith(b"message: "):
+            self._message(text)
+            return None
+        raise _strange("an unknown kind of message")
+
+    def _begin(self, text: bytes) -> None:
+        if self._xid != -1:
+            raise _strange("BEGIN inside a transaction")
+        self._xid = _number(text[6:])
+        self._names = set()
+        self._rows = self._messages = self._flush = 0
+        self._ddl = False
+
+    def _commit(self, text: bytes, lsn: int) -> Commit:
+        xid = _number(text[7:])
+        if xid != self._xid:
+            raise _strange("COMMIT of another transaction")
+        self._xid = -1
+        empty = not self._rows and not (self._flush == 1 and self._messages == 1)
+        return Commit(xid, lsn, frozenset(self._names), empty, self._ddl, self._rows)
+
+    def _table(self, text: bytes) -> None:
+        if self._xid == -1 or not text.startswith(b"table "):
+            raise _strange("a row outside a transaction")
+        self._names.update(names_of(text[6:]))
+        self._rows += 1
+
+    def _message(self, text: bytes) -> None:
+        # message: transactional: 1 prefix: distribcache.ddl, sz: 5 content:…
+        kind, _, rest = text[9:].partition(b" prefix: ")
+        if not kind.startswith(b"transactional: ") or b", sz: " not in rest:
+            raise _strange("a message in an unknown form")
+        if kind != b"transactional: 1":
+            return  # outside any transaction: ours, to have the log flushed, or somebody else's
+        self._messages += 1
+        if rest.startswith(FLUSH_PREFIX + b", sz: "):
+            self._flush += 1
+        elif rest.startswith(DDL_PREFIX + b", sz: "):
+            self._ddl = True
+
+
+def names_of(text: bytes) -> list[bytes]:
+    """The relations in ``schema.name: KIND: …`` or, for TRUNCATE, ``schema.a, schema.b: TRUNCATE: …``.
+
+    Raises ProtocolError when the text has neither form.
+    """
+    names: list[bytes] = []
+    at = 0
+    while True:
+        end = _identifier(text, at)
+        if text[end : end + 1] != b".":
+            raise _strange("a relation without a schema")
+        end = _identifier(text, end + 1)
+        names.append(text[at:end])
+        if text.startswith(b", ", end):
+            at = end + 2
+            continue
+        if text.startswith(b": TRUNCATE:", end) or (len(names) == 1 and text.startswith(_ROW, end + 1)):
+            return names
+        raise _strange("an unknown kind of change")
+
+
+def _identifier(text: bytes, at: int) -> int:
+    """Index just behind the identifier that starts at ``at``, quoted or plain."""
+    if text[at : at + 1] == b'"':
+        end = at
+        while True:
+            end = text.find(b'"', end + 1)
+            if end < 0:
+                raise _strange("an open quote")
+            if text[end + 1 : end + 2] != b'"':
+                return end + 1
+            end += 1
+    end = at
+    while end < len(text) and text[end] not in b".:, ":
+        end += 1
+    if end == at:
+        raise _strange("an empty name")
+    return end
+
+
+def _number(text: bytes) -> int:
+    if not text.isdigit():
+        raise _strange("a transaction without an id")
+    return int(text)
+
+
+def _strange(what: str) -> ProtocolError:
+    return ProtocolError(
+        f"the change stream sent {what}",
+        where="test_decoding",
+        hint="check that the upstream's test_decoding is PostgreSQL's own; the stream starts anew",
+    )

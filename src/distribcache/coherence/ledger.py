@@ -1,0 +1,133 @@
+"""The ledger: tag → highest commit position that touched it, in one flat array of 64-bit words.
+
+What it must do: make an invalidation one store and a check one load per tag (coherence rule R1), in memory that later
+can be a mapped file shared by several processes.
+
+Rules:
+1. One writer. Every store is one aligned 8-byte store through a ``memoryview`` cast to ``Q``; ``struct.pack_into``
+   would write byte by byte and let a reader see half a position (coherence trap 18).
+2. Stores go in this order: slots, W, V, ``fresh_at``. Whoever sees a new ``fresh_at`` therefore sees the slots it
+   covers.
+3. A slot index means one relation for the life of the ledger: indices are never reused, also not across epochs, so an
+   analysis that holds one can be outdated but never points at another table.
+4. A new slot starts at the value given by the caller (all that was received so far), never at zero: what was applied
+   before the slot existed was not recorded in it. ``NEVER`` makes a slot that no entry can satisfy.
+5. When the table of slots is full, all further relations share the last slot: a collision only costs misses.
+
+Layout: ``FORMAT EPOCH W V FRESH_AT``, one floor word per worker, the schema slot, dense slots for relations (and,
+later, wildcards), then hashed slots for row tags (``row_slots``, zero for now).
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Final
+
+__all__ = [
+    "EPOCH",
+    "FLOORS",
+    "FORMAT",
+    "FRESH_AT",
+    "LEDGER_FORMAT",
+    "MAX_WORKERS",
+    "NEVER",
+    "SCHEMA",
+    "Ledger",
+    "V",
+    "W",
+    "next_epoch",
+]
+
+LEDGER_FORMAT: Final = 1
+MAX_WORKERS: Final = 64
+FORMAT, EPOCH, W, V, FRESH_AT = range(5)
+FLOORS: Final = 8  # words 8 … 8 + MAX_WORKERS - 1
+SCHEMA: Final = FLOORS + MAX_WORKERS
+_FIRST_TABLE: Final = SCHEMA + 1
+NEVER: Final = (1 << 64) - 1
+
+_epochs = itertools.count(1)
+
+
+def next_epoch() -> int:
+    """A local epoch that no other ledger or time of this process has had (coherence rule R8)."""
+    return next(_epochs)
+
+
+class Ledger:
+    """Words of one database; see the module's rules. ``tables`` is the number of dense slots."""
+
+    __slots__ = ("_next", "_overflow", "_slots", "rows_at", "words")
+
+    def __init__(self, tables: int = 1 << 16, row_slots: int = 0) -> None:
+        if tables < 2 or row_slots & (row_slots - 1):
+            raise ValueError("a ledger needs two table slots at least, and a power of two of row slots")
+        self.rows_at = _FIRST_TABLE + tables
+        self.words: memoryview = memoryview(bytearray(8 * (self.rows_at + row_slots))).cast("Q")
+        self.words[FORMAT] = LEDGER_FORMAT
+        self._slots: dict[int, int] = {}
+        self._next = _FIRST_TABLE
+        self._overflow = self.rows_at - 1
+
+    def __contains__(self, oid: int) -> bool:
+        return oid in self._slots
+
+    def slot_of(self, oid: int, initial: int) -> int:
+        """The slot of a relation, made with the value ``initial`` when there was none."""
+        slot = self._slots.get(oid)
+        if slot is None:
+            slot = min(self._next, self._overflow)
+            if self._next < self._overflow:
+                self._next += 1
+            self._slots[oid] = slot
+            self.words[slot] = max(self.words[slot], initial)
+        return slot
+
+    def bump(self, slot: int, lsn: int) -> None:
+        """Record that a commit ending at ``lsn`` touched what ``slot`` stands for; never lowers a slot."""
+        if lsn > self.words[slot]:
+            self.words[slot] = lsn
+
+    def touch(self, oid: int, lsn: int) -> None:
+        """``bump`` by relation; a relation without a slot has no entry that could care."""
+        slot = self._slots.get(oid)
+        if slot is not None and lsn > self.words[slot]:
+            self.words[slot] = lsn
+
+    def admit(self, oids: frozenset[int], lsn: int) -> None:
+        """Relations that the catalogue now shows: slots that waited for that (``NEVER``) become usable from ``lsn``."""
+        words = self.words
+        for oid, slot in self._slots.items():
+            if words[slot] == NEVER and oid in oids and slot != self._overflow:
+                words[slot] = lsn
+        if words[self._overflow] == NEVER:
+            words[self._overflow] = lsn
+
+    def bump_all(self, lsn: int) -> None:
+        """The catalogue changed: the schema slot and every relation take ``lsn``; nothing older is valid."""
+        words = self.words
+        for slot in range(SCHEMA, self._next):
+            if lsn > words[slot]:
+                words[slot] = lsn
+        if lsn > words[self._overflow]:
+            words[self._overflow] = lsn
+
+    def renew(self, epoch: int) -> None:
+        """Begin a new epoch: no hits, then no entry of the old one, then positions that may be lower than before.
+
+        Relations keep their indices and become ``NEVER``: what they stand for must be seen again first.
+        """
+        words = self.words
+        words[FRESH_AT] = 0
+        words[EPOCH] = epoch
+        words[V] = 0
+        words[W] = 0
+        words[SCHEMA] = NEVER
+        for slot in range(_FIRST_TABLE, self._next):
+            words[slot] = NEVER
+        words[self._overflow] = NEVER if self._next == self._overflow else 0
+
+    def open(self, lsn: int) -> None:
+        """Coverage starts at ``lsn`` under the present epoch."""
+        self.words[W] = lsn
+        self.words[SCHEMA] = lsn

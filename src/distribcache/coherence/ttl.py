@@ -1,0 +1,134 @@
+"""``invalidation = "ttl"``: an explicit choice to let only time end an entry.
+
+No stream, no proof: ``fresh_at`` is always satisfied, W and V stand still at 1, and every status view says ``ttl``.
+DDL seen by the proxy still drops everything, because that costs nothing. The one connection is for the analysis of
+statements; it is opened when first needed and again after a failure.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import psycopg
+from psycopg.conninfo import make_conninfo
+
+from distribcache.coherence.catalogue import LOCK_MS, STATEMENT_MS, Catalogue
+from distribcache.coherence.connections import close, connect
+from distribcache.coherence.freshness import Freshness
+from distribcache.coherence.ledger import EPOCH, FLOORS, FRESH_AT, NEVER, SCHEMA, Ledger, V, W, next_epoch
+from distribcache.coherence.link import ServerIdentity
+from distribcache.coherence.options import Options
+from distribcache.errors import UpstreamError
+
+__all__ = ["TtlOnly"]
+
+
+class TtlOnly:
+    """The same face as ``DatabaseCoherence``, without coherence."""
+
+    mode = "ttl"
+
+    def __init__(
+        self, conninfo: str, name: str, options: Options | None = None, log: Callable[[str], None] = lambda _: None
+    ) -> None:
+        self.name = name
+        self.options = options or Options()
+        self.ledger = Ledger(self.options.tables)
+        self.words = self.ledger.words
+        self.counters = Freshness(epoch_changes=0)
+        self.max_staleness_ns = NEVER
+        self.identity: ServerIdentity | None = None
+        self.server_version_num = 0
+        self.epoch_listeners: list[Callable[[int], None]] = []
+        self.epoch = 0
+        self.serving = True
+        self.reason = ""
+        self.detail = "only time ends an entry: answers may be as old as their TTL"
+        self.hint = "set freshness.invalidation to wal"
+        self._conninfo = make_conninfo(conninfo, dbname=name)
+        self._catalogue: Catalogue | None = None
+        self._opening = asyncio.Lock()
+        self._renew()
+
+    def _renew(self) -> None:
+        self.epoch = next_epoch()
+        self.words[EPOCH] = self.epoch
+        self.words[W] = self.words[V] = 1
+        self.words[SCHEMA] = 0
+        self.words[FRESH_AT] = NEVER
+
+    @property
+    def floor_ns(self) -> int:
+        return self.words[FLOORS]
+
+    def raise_floor(self, now: int) -> None:
+        """Nothing here is fresher than anything else."""
+
+    def fill_point(self) -> int | None:
+        return 1
+
+    def visible(self) -> int:
+        return 1
+
+    def schema_lsn(self) -> int:
+        return 0
+
+    def slot_of(self, oid: int) -> int:
+        return self.ledger.slot_of(oid, 0)
+
+    def wait_fresh(self, floor_ns: int, timeout_s: float) -> asyncio.Future[bool]:
+        future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        future.set_result(True)
+        return future
+
+    def catalogue_alarm(self, reason: str) -> None:
+        """Everything stored so far is dropped."""
+        self.counters.alarms += 1
+        self.counters.last_alarm = reason
+        self.counters.epoch_changes += 1
+        self._renew()
+        for listener in self.epoch_listeners:
+            listener(self.epoch)
+
+    def schedule_poll(self) -> None:
+        """There is nothing to compare with."""
+
+    def note_traffic(self) -> None:
+        """There is nothing to keep up with."""
+
+    async def ask(self, sql: str, params: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+        """A question about the catalogue on the cache's own connection. Raises UpstreamError."""
+        async with self._opening:
+            if self._catalogue is None or self._catalogue.connection.closed:
+                timeout = self.options.connect_timeout_s
+                try:
+                    connection = await connect(
+                        self._conninfo, timeout_s=timeout, statement_ms=STATEMENT_MS, lock_ms=LOCK_MS
+                    )
+                except (psycopg.Error, OSError, TimeoutError) as error:
+                    raise UpstreamError(
+                        "PostgreSQL cannot be asked about its catalogue", where=self.name,
+                        hint="check upstream.url: host, port, user and password",
+                    ) from error
+                self._catalogue = Catalogue(connection)
+                self.server_version_num = connection.info.server_version
+        return await self._catalogue.ask(sql, params)
+
+    def report(self) -> dict[str, object]:
+        """Names and values for ``SHOW distribcache.freshness``."""
+        return {
+            "mode": self.mode, "serving": True, "reason": None, "detail": self.detail, "hint": self.hint,
+            "staleness_ms": None, "epoch": self.epoch,
+            **{name: getattr(self.counters, name) for name in self.counters.__slots__},
+        }
+
+    async def start(self) -> None:
+        """Nothing to start."""
+
+    async def stop(self) -> None:
+        """Leave the database: afterwards nothing of ours is connected to it."""
+        catalogue, self._catalogue = self._catalogue, None
+        if catalogue is not None:
+            await close(catalogue.connection)
