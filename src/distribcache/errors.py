@@ -1,0 +1,65 @@
+"""The error tree, split by whose fault it is.
+
+Rules:
+1. Every error names the place (``where``) and the remedy (``hint``); an error without a remedy is half an error.
+2. Every error carries the SQLSTATE under which a PostgreSQL client sees it.
+3. Nothing foreign crosses a layer: an ``OSError`` becomes one of these where the IO happens.
+
+Messages never contain passwords, bound values or query text; a fingerprint stands in for a query.
+"""
+
+from __future__ import annotations
+
+__all__ = ["CacheError", "ClientError", "ConfigError", "DistribCacheError", "ProtocolError", "UpstreamError"]
+
+
+class DistribCacheError(Exception):
+    """Base of all errors of this package.
+
+    ``sqlstate`` is the five-character code sent to a PostgreSQL client, ``where`` names the place (a file, a setting,
+    an address), ``hint`` says what to do about it.
+    """
+
+    sqlstate = "XX000"
+
+    def __init__(self, message: str, *, where: str = "", hint: str = "", sqlstate: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.where = where
+        self.hint = hint
+        if sqlstate is not None:
+            self.sqlstate = sqlstate
+
+    def __str__(self) -> str:
+        text = f"{self.where}: {self.message}" if self.where else self.message
+        return f"{text}\n  hint: {self.hint}" if self.hint else text
+
+
+class ConfigError(DistribCacheError):
+    """A setting, flag or URL is wrong. The CLI exits with status 2."""
+
+    sqlstate = "F0000"
+
+
+class ClientError(DistribCacheError):
+    """The client broke the protocol or a limit; its connection ends with this as a FATAL error."""
+
+    sqlstate = "08P01"
+
+
+class UpstreamError(DistribCacheError):
+    """PostgreSQL cannot be reached, or did not speak as PostgreSQL does. The CLI exits with status 3."""
+
+    sqlstate = "08006"
+
+
+class CacheError(DistribCacheError):
+    """A tier failed. Never shown to a client: it is a miss and a counter."""
+
+    sqlstate = "58030"
+
+
+class ProtocolError(DistribCacheError):
+    """Bytes that are not the PostgreSQL protocol. The layer that reads them says whose they were (see rule 3)."""
+
+    sqlstate = "08P01"

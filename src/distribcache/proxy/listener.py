@@ -1,0 +1,122 @@
+"""The listening socket: who is let in, TLS towards clients, and the ticking of the coarse clock."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import ssl
+from collections.abc import Callable
+from pathlib import Path
+
+from distribcache.errors import ClientError, ConfigError, DistribCacheError
+from distribcache.proxy.connection import Connection
+from distribcache.proxy.node import Node
+from distribcache.proxy.upstream import Target
+
+__all__ = ["Listener"]
+
+_TICK = 0.05
+_SWEEP = 1000
+"""Entries looked at for their end per tick."""
+
+
+class Listener:
+    """Accepts clients for one node."""
+
+    def __init__(self, node: Node, target: Target, log: Callable[[str], None]) -> None:
+        self.node = node
+        self.target = target
+        self.log = log
+        self.tls, self.certificate = _client_tls(node.settings.listen.tls_cert, node.settings.listen.tls_key)
+        self._server: asyncio.Server | None = None
+        self._connections: set[Connection] = set()
+        self._strangers: set[Connection] = set()
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def start(self) -> tuple[str, int]:
+        """Listen; returns the address. Raises ConfigError when that is not possible."""
+        endpoint = self.node.settings.listen.endpoint
+        loop = asyncio.get_running_loop()
+        try:
+            self._server = await loop.create_server(
+                lambda: Connection(self), endpoint.host, endpoint.port, backlog=1024
+            )
+        except OSError as error:
+            raise ConfigError(
+                f"cannot listen: {error.strerror or error}",
+                where=f"listen.address {endpoint.host}:{endpoint.port}",
+                hint="another program may use this port: choose another with --listen",
+            ) from None
+        for sock in self._server.sockets:
+            if sock.family in (socket.AF_INET, socket.AF_INET6):
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._tick()
+        name = self._server.sockets[0].getsockname()
+        return str(name[0]), int(name[1])
+
+    async def stop(self) -> None:
+        """Stop listening and end every connection with the error that a server shutting down would send."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._server is not None:
+            self._server.close()
+        for connection in list(self._connections):
+            connection.fail(
+                DistribCacheError(
+                    "terminating connection due to administrator command", hint="connect again", sqlstate="57P01"
+                )
+            )
+        if self._server is not None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(2):
+                    await self._server.wait_closed()
+
+    def admit(self, connection: Connection) -> DistribCacheError | None:
+        """Count a new client; the refusal when there are too many."""
+        listen = self.node.settings.listen
+        self._connections.add(connection)
+        self._strangers.add(connection)
+        if len(self._connections) > listen.max_clients:
+            return ClientError(
+                "sorry, too many clients already", where="client", hint="raise listen.max_clients", sqlstate="53300"
+            )
+        if len(self._strangers) > listen.max_unauthenticated:
+            return ClientError(
+                "too many clients are logging in",
+                where="client",
+                hint="try again, or raise listen.max_unauthenticated",
+                sqlstate="53300",
+            )
+        return None
+
+    def logged_in(self, connection: Connection) -> None:
+        """A client has passed the server's authentication."""
+        self._strangers.discard(connection)
+
+    def gone(self, connection: Connection) -> None:
+        """A client has left."""
+        self._connections.discard(connection)
+        self._strangers.discard(connection)
+
+    def _tick(self) -> None:
+        node = self.node
+        node.clock.tick()
+        node.l1.expire(node.clock.now, _SWEEP)
+        self._timer = asyncio.get_running_loop().call_later(_TICK, self._tick)
+
+
+def _client_tls(cert: Path | None, key: Path | None) -> tuple[ssl.SSLContext | None, bytes]:
+    """The TLS context for clients and our certificate in DER. Raises ConfigError."""
+    if cert is None or key is None:
+        return None, b""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(cert, key)
+        text = cert.read_text()
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(
+            f"cannot read the certificate or its key: {error}", where="listen.tls_cert", hint="name PEM files"
+        ) from None
+    begin, end = text.index("-----BEGIN CERTIFICATE-----"), text.index("-----END CERTIFICATE-----")
+    return context, ssl.PEM_cert_to_DER_cert(text[begin:end] + "-----END CERTIFICATE-----\n")

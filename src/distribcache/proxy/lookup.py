@@ -1,0 +1,146 @@
+"""What simple and extended units share: may this statement be served, is it there, and how is it filled."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+from typing import TYPE_CHECKING, Final, Literal
+
+from distribcache.catalog.statement import Analysis
+from distribcache.clock import now_ns
+from distribcache.coherence.ledger import FLOORS, FRESH_AT, W
+from distribcache.entry import FILL, Entry
+from distribcache.proxy.fill import Fill
+from distribcache.proxy.hit import valid
+from distribcache.proxy.node import Outcome
+from distribcache.sql.cacheability import Kind, Parsed
+
+if TYPE_CHECKING:
+    from distribcache.proxy.session import Session
+
+__all__ = ["WAIT", "Wait", "consider", "find", "serve_entry", "start_fill"]
+
+Key = tuple[int, bytes]
+
+
+class Wait(enum.Enum):
+    """The type of ``WAIT``: something is being awaited; the same unit will be looked at again."""
+
+    WAIT = enum.auto()
+
+
+WAIT: Final[Literal[Wait.WAIT]] = Wait.WAIT
+
+_PINGS = frozenset({b"select 1", b"select 1;", b""})
+
+
+def is_ping(sql: bytes) -> bool:
+    """Does this text only ask whether the connection lives?"""
+    return sql.strip().lower() in _PINGS
+
+
+def consider(s: Session, sql: bytes, parsed: Parsed) -> tuple[Analysis | None, Outcome] | Wait:
+    """The analysis of a text that may be a read, and why it may not be served: an outcome with a status, or an empty one."""
+    if parsed.error:
+        return None, Outcome("refused", reason="not_understood")
+    if not all(each.kind in (Kind.READ, Kind.SHOW, Kind.EMPTY) for each in parsed.statements):
+        refusal = parsed.statements[0].refusal if len(parsed.statements) == 1 else None
+        return None, Outcome("bypass", reason=refusal.code if refusal else "not_a_read")
+    why = s.why_not()
+    if why == "scope_unknown" and s.learn_scope():
+        return WAIT
+    scope = s.scope
+    if scope is None or not s.coherence.serving:
+        return None, Outcome("bypass", reason=why)
+    analyst = s.database.analyst
+    analysis = analyst.recall(sql, scope.schemas)
+    if analysis is None and "analysis" not in s.tried:
+        s.wait("analysis", analyst.analyse(sql, scope.schemas))
+        return WAIT
+    if analysis is None:
+        return None, Outcome("bypass", reason=why or "analysis_unsettled")
+    tables, workload = ",".join(analysis.tables), (scope.workload or analysis.workload).value
+    if why:
+        return analysis, Outcome("bypass", reason=why, tables=tables, workload=workload)
+    if analysis.refusal is not None:
+        return analysis, Outcome("refused", reason=analysis.refusal.code, tables=tables, workload=workload)
+    return analysis, Outcome(tables=tables, workload=workload)
+
+
+def find(s: Session, key: Key) -> Entry | Wait | None:
+    """A valid and fresh enough entry (coherence rules R4, then R1), or None, or WAIT for freshness."""
+    hot = s.hot
+    entry = hot.entries.get(key)
+    if entry is None:
+        return None
+    words = hot.words
+    if not valid(entry, words, hot.clock.now):
+        if entry[FILL] <= words[W]:
+            s.node.l1.discard(key)
+        return None
+    now = now_ns()
+    floor = now - hot.max_staleness
+    if not hot.eventual:
+        floor = max(floor, words[FLOORS], hot.notified)
+    if s.strict:
+        floor = max(floor, s.arrival)
+    if words[FRESH_AT] >= floor:
+        return entry
+    if "fresh" not in s.tried:
+        s.wait("fresh", s.coherence.wait_fresh(floor, s.node.settings.freshness.hit_wait))
+        return WAIT
+    return None
+
+
+def serve_entry(s: Session, key: Key, entry: Entry) -> bytes:
+    """Count a hit that the hit path did not see, and return its bytes."""
+    hot = s.hot
+    if hot.touch is None:
+        entry[6][0] = 1
+    else:
+        hot.touch(key)
+    hot.hits += 1
+    hot.saved_ns += entry[7]
+    hot.last = entry
+    hot.age_ns = now_ns() - hot.words[FRESH_AT]
+    hot.oldest_ns = max(hot.oldest_ns, hot.age_ns)
+    return entry[0]
+
+
+def start_fill(s: Session, key: Key, analysis: Analysis, *, alone: bool) -> Fill | Wait | None:
+    """Begin to fill ``key``, or WAIT for someone else's fill of it; None when nothing may be stored.
+
+    F is read here, before the first message that can make the server take its snapshot is sent (coherence rule R2).
+    ``alone``: the unit is one statement, so it may wait for another's fill and others may wait for its own.
+    """
+    scope = s.scope
+    flights = s.node.flights
+    if scope is None:
+        return None
+    if alone and key in flights and "flight" not in s.tried:
+        seconds = s.node.settings.cache.single_flight_wait
+        if scope.statement_timeout_ms:
+            seconds = min(seconds, scope.statement_timeout_ms / 1000)
+        s.tried.discard("fresh")
+        s.wait("flight", _landed(flights.join(key), seconds))
+        return WAIT
+    point = s.coherence.fill_point()
+    if point is None:
+        return None
+    fill = Fill(
+        key,
+        analysis=analysis,
+        fill_lsn=point,
+        epoch=s.coherence.epoch,
+        scope=scope.ident,
+        began_ns=now_ns(),
+        ttl=s.node.ttl(scope.workload or analysis.workload),
+        cap=s.node.settings.l1.max_entry,
+    )
+    if alone:
+        fill.leads = flights.lead(key)
+    return fill
+
+
+async def _landed(flight: asyncio.Future[None], seconds: float) -> None:
+    await asyncio.wait([flight], timeout=seconds)

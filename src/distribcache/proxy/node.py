@@ -1,0 +1,156 @@
+"""What the sessions of one process share: settings, L1, fills in flight, identities, databases, and what was counted."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from distribcache.catalog.statement import Analyst
+from distribcache.clock import CoarseClock, now_ns
+from distribcache.coherence.database import Coherence, Databases
+from distribcache.config import Settings
+from distribcache.entry import Entry
+from distribcache.proxy.fill import Flights
+from distribcache.proxy.scope import Idents
+from distribcache.query import WorkloadType
+from distribcache.tiers.base import Cause
+from distribcache.tiers.hot import HotCache
+
+if TYPE_CHECKING:
+    from distribcache.proxy.session import Session
+
+__all__ = ["Database", "Node", "Outcome", "Totals"]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one statement: the row of ``SHOW distribcache.last``.
+
+    ``status`` is hit, miss, bypass or refused; ``reason`` a stable code; ``age_ms`` how old the answer may be.
+    """
+
+    status: str = ""
+    tier: str = ""
+    reason: str = ""
+    age_ms: float | None = None
+    tables: str = ""
+    workload: str = ""
+
+
+class Totals:
+    """Counters of one process. Hits are counted by the sessions themselves and added when they end."""
+
+    __slots__ = (
+        "bypasses",
+        "cancels",
+        "fills",
+        "hits",
+        "misses",
+        "oldest_ns",
+        "refusals",
+        "saved_ns",
+        "sessions",
+        "started_ns",
+    )
+
+    def __init__(self) -> None:
+        self.hits = 0
+        self.saved_ns = 0
+        self.misses: Counter[str] = Counter()
+        self.bypasses: Counter[str] = Counter()
+        self.refusals: Counter[str] = Counter()
+        self.fills: Counter[str] = Counter()
+        self.failures: Counter[str] = Counter()
+        self.sessions = 0
+        self.cancels = 0
+        self.oldest_ns = 0
+        self.started_ns = now_ns()
+
+
+class Database:
+    """One database as the sessions see it: its coherence, and the analysis of statements against its catalogue."""
+
+    __slots__ = ("analyst", "coherence")
+
+    def __init__(self, coherence: Coherence, analyst: Analyst) -> None:
+        self.coherence = coherence
+        self.analyst = analyst
+
+
+class Node:
+    """The shared state of one proxy process."""
+
+    def __init__(self, settings: Settings, databases: Databases) -> None:
+        self.settings = settings
+        self.clock = CoarseClock()
+        self.clock.tick()
+        self.l1 = HotCache(
+            capacity_bytes=settings.l1.size, max_entry_bytes=settings.l1.max_entry, policy=settings.l1.policy
+        )
+        self.flights = Flights()
+        self.idents = Idents()
+        self.databases = databases
+        self.totals = Totals()
+        self.sessions: dict[tuple[int, bytes], Session] = {}
+        self.live: set[Session] = set()
+        self._known: dict[str, Database] = {}
+
+    def ttl(self, workload: WorkloadType) -> float:
+        """Seconds that an answer of this class may live, invalidated or not."""
+        return self.settings.ttl.of(workload)
+
+    def enter(self, name: str) -> Database:
+        """A client begins a session in database ``name``."""
+        coherence = self.databases.acquire(name)
+        known = self._known.get(name)
+        if known is None or known.coherence is not coherence:
+            known = self._known[name] = Database(
+                coherence, Analyst(coherence.ask, coherence.ledger.slot_of, coherence.visible, coherence.schema_lsn)
+            )
+        return known
+
+    def leave(self, name: str) -> None:
+        """A client's session in database ``name`` is over."""
+        self.databases.release(name)
+
+    def failed(self, error: Exception) -> None:
+        """Something of ours failed; the client's statement goes to PostgreSQL instead."""
+        self.totals.failures[type(error).__name__] += 1
+
+    def store(self, key: tuple[int, bytes], entry: Entry) -> None:
+        """Keep an entry, or count why not."""
+        self.totals.fills["stored" if self.l1.put(key, entry) else "oversize"] += 1
+
+    def hits(self) -> int:
+        """Hits of all sessions, ended and live."""
+        return self.totals.hits + sum(session.hot.hits for session in self.live)
+
+    def saved_ns(self) -> int:
+        """Time that hits did not spend upstream, by the measured cost of each fill, nanoseconds."""
+        return self.totals.saved_ns + sum(session.hot.saved_ns for session in self.live)
+
+    def statistics(self) -> dict[str, float]:
+        """The counters by name, as ``SHOW distribcache.stats`` and the admin endpoint report them."""
+        totals = self.totals
+        l1 = self.l1.stats()
+        return {
+            "hits_total": self.hits(),
+            "misses_total": sum(totals.misses.values()),
+            "bypasses_total": sum(totals.bypasses.values()),
+            "refusals_total": sum(totals.refusals.values()),
+            "fills_total": totals.fills["stored"],
+            "oversize_total": totals.fills["oversize"],
+            "failures_total": sum(totals.failures.values()),
+            "evictions_total": l1.evictions.get(Cause.CAPACITY, 0),
+            "expirations_total": l1.evictions.get(Cause.EXPIRED, 0),
+            "stale_audits_total": 0,
+            "seconds_saved_total": self.saved_ns() / 1e9,
+            "oldest_answer_ms": max([totals.oldest_ns, *(session.hot.oldest_ns for session in self.live)]) / 1e6,
+            "l1_entries": l1.entries,
+            "l1_bytes": l1.bytes_used,
+            "sessions": len(self.live),
+            "sessions_total": totals.sessions,
+            "cancels_total": totals.cancels,
+            "uptime_seconds": (now_ns() - totals.started_ns) / 1e9,
+        }

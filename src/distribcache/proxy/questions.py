@@ -1,0 +1,138 @@
+"""What the proxy itself asks on a client's connection, and the transaction that it opens there on the client's behalf.
+
+Only while upstream is idle, in the extended protocol under reserved names (a simple query of ours would destroy the client's
+unnamed statement, coherence trap 15), and its replies never reach the client.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from distribcache.errors import ProtocolError
+from distribcache.proxy.group import parse_message
+from distribcache.proxy.replies import Op
+from distribcache.proxy.scope import Scope, ServerFacts, read_scope
+from distribcache.query import Consistency
+from distribcache.sql.settings import KEYED, scope_query
+from distribcache.wire.messages import SYNC, Front, bind, close, execute, parse, read_data_row
+
+if TYPE_CHECKING:
+    from distribcache.proxy.session import Session
+
+__all__ = ["Questions"]
+
+_NAME = b"distribcache scope"
+_COMPLETE, _ERROR, _READY = b"CEZ"
+_KEYED = frozenset(name.lower() for name in KEYED)
+
+
+class Questions:
+    """See the module; one per session."""
+
+    __slots__ = ("_session",)
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    async def scope(self) -> None:
+        """Ask for the session's scope and tell the session. A question that fails leaves a scope that refuses."""
+        s = self._session
+        rows: list[bytes] = []
+        answered: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        good = False
+
+        def executed(kind: int, message: bytes) -> None:
+            nonlocal good
+            good = kind == _COMPLETE
+
+        def done(kind: int, message: bytes) -> None:
+            if not answered.done():
+                answered.set_result(good)
+
+        extra = tuple(
+            sorted(name for name in s.touched if name.lower() not in _KEYED and not name.startswith("distribcache."))
+        )
+        text = scope_query(extra).encode()
+        for op in (
+            Op(Front.PARSE, ours=True),
+            Op(Front.BIND, ours=True),
+            Op(Front.EXECUTE, ours=True, rows=rows, done=executed),
+            Op(Front.CLOSE, ours=True),
+            Op(Front.SYNC, ours=True, done=done),
+        ):
+            s.replies.expect(op)
+        s.awaiting = True
+        s.wires.to_upstream(parse(_NAME, text) + bind(_NAME, _NAME) + execute(_NAME) + close(b"S", _NAME) + SYNC)
+        if not await answered or len(rows) != 1:
+            s.know_scope(_refused("scope_query_failed"))
+            return
+        try:
+            scope = read_scope(list(read_data_row(memoryview(rows[0])[5:]).values), s.node.idents)
+        except ProtocolError:
+            s.know_scope(_refused("scope_query_failed"))
+            return
+        reason = self._wrong_server(scope)
+        s.know_scope(_refused(reason) if reason else scope)
+
+    def _wrong_server(self, scope: Scope) -> str:
+        """Coherence rule R9: is the client's server the one whose WAL is read? Empty when it is."""
+        s = self._session
+        identity = s.coherence.identity
+        if scope.server.backend_pid != s.backend_pid:
+            return "pooler"
+        if identity is None:
+            return "" if s.coherence.mode == "ttl" else "wrong_server"
+        same = (
+            scope.server.system_identifier == identity.system_identifier
+            and scope.server.postmaster_start == identity.postmaster_start
+            and not scope.server.in_recovery
+        )
+        return "" if same else "wrong_server"
+
+    def open_transaction(self) -> None:
+        """Send what was deferred; the unit at hand is looked at again when the server has answered."""
+        s = self._session
+        s.wait("transaction", self._open())
+
+    async def _open(self) -> None:
+        s = self._session
+        deferred = [exchange for _, exchange in s.txn.deferred]
+        finished: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        errors: list[bytes] = []
+        left = len(deferred)
+
+        def step(kind: int, message: bytes) -> None:
+            nonlocal left
+            if kind == _ERROR:
+                errors.append(message)
+            elif kind == _READY:
+                left -= 1
+                if not left and not finished.done():
+                    finished.set_result(None)
+
+        for exchange in deferred:
+            at = 0
+            while at < len(exchange):
+                end = at + 1 + int.from_bytes(exchange[at + 1 : at + 5], "big")
+                s.replies.expect(Op(parse_message(exchange, at, end).kind, ours=True, done=step))
+                at = end
+        s.awaiting = True
+        s.wires.to_upstream(b"".join(deferred))
+        s.txn.deferred = []
+        s.txn.ended()
+        await finished
+        if s.replies.status != b"T" and not errors:
+            errors.append(b"")
+        if errors:
+            s.failure = errors[0] or None
+            s.txn.bypass = "transaction_unknown"
+        s.refresh()
+
+
+def _refused(reason: str) -> Scope:
+    """A scope under which nothing is served or stored, until something makes the session ask again."""
+    return Scope(
+        ident=0, schemas=(), read_committed=False, conf_load_time="", statement_timeout_ms=0, refusal=reason,
+        consistency=Consistency.SESSION, max_staleness_ns=None, workload=None, own=(), server=ServerFacts(0, False, "", None),
+    )  # fmt: skip

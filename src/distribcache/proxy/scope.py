@@ -1,0 +1,141 @@
+"""Session scope: everything about a session that can change what a SELECT answers, as one interned identity.
+
+Learned by one question on the client's own connection (``sql.settings.scope_query``), never guessed from the SETs that
+pass by: a function, a trigger or a rollback can change a setting and report nothing (coherence trap 12). Two sessions with
+the same content share one ``ident``; idents are never reused, so an entry of a forgotten scope can only be missed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from dataclasses import dataclass
+from itertools import count
+
+from distribcache.errors import ProtocolError
+from distribcache.query import Consistency, WorkloadType
+from distribcache.sql.settings import KEYED, OWN, SCOPE_COLUMNS
+
+__all__ = ["Idents", "Scope", "ServerFacts", "read_scope"]
+
+_FIXED = len(SCOPE_COLUMNS)
+
+
+@dataclass(frozen=True, slots=True)
+class ServerFacts:
+    """Who answered: what coherence rule R9 compares with the server of the WAL reader."""
+
+    backend_pid: int
+    in_recovery: bool
+    postmaster_start: str
+    system_identifier: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """What a session is. ``refusal`` is a stable code when nothing of it may be cached, else empty."""
+
+    ident: int
+    schemas: tuple[str, ...]
+    read_committed: bool
+    conf_load_time: str
+    statement_timeout_ms: int
+    refusal: str
+    consistency: Consistency | None
+    max_staleness_ns: int | None
+    workload: WorkloadType | None
+    own: tuple[str | None, ...]
+    server: ServerFacts
+
+
+class Idents:
+    """Hands out integers for contents; the oldest are forgotten beyond ``cap`` and their integers never come again."""
+
+    def __init__(self, cap: int = 65536) -> None:
+        self._cap = cap
+        self._known: OrderedDict[object, int] = OrderedDict()
+        self._next = count(1)
+
+    def of(self, content: object) -> int:
+        """The integer that stands for ``content``."""
+        ident = self._known.get(content)
+        if ident is None:
+            ident = self._known[content] = next(self._next)
+            if len(self._known) > self._cap:
+                self._known.popitem(last=False)
+        else:
+            self._known.move_to_end(content)
+        return ident
+
+
+def milliseconds(text: str) -> int | None:
+    """``250``, ``250ms``, ``2s``, ``1min`` → milliseconds; None when it is none of these."""
+    text = text.strip().lower()
+    for unit, factor in (("ms", 1), ("min", 60_000), ("h", 3_600_000), ("s", 1000), ("", 1)):
+        if text.endswith(unit):
+            number = text[: len(text) - len(unit)].strip()
+            try:
+                value = float(number)
+            except ValueError:
+                return None
+            return int(value * factor) if value >= 0 else None
+    return None
+
+
+def read_scope(row: list[bytes | None], idents: Idents) -> Scope:
+    """One row of ``scope_query`` → Scope. Raises ProtocolError when it has another shape."""
+    if len(row) < _FIXED + len(OWN) + len(KEYED):
+        raise ProtocolError("the answer to the question about the session has too few columns")
+    text = [None if value is None else value.decode("utf-8", "surrogateescape") for value in row]
+    (
+        database,
+        session_user,
+        current_user,
+        schemas,
+        temporary,
+        isolation,
+        timeout,
+        loaded,
+        pid,
+        recovery,
+        started,
+        system,
+    ) = text[:_FIXED]
+    own = tuple(text[_FIXED : _FIXED + len(OWN)])
+    settings = tuple(text[_FIXED + len(OWN) :])
+    cache, consistency, staleness, workload, branch, as_of = own
+    refusal = ""
+    if temporary != "0":
+        refusal = "temporary_schema"
+    elif cache not in (None, "", "on", "true", "1", "yes"):
+        refusal = "cache_off" if cache in ("off", "false", "0", "no") else "bad_setting"
+    elif (settings[KEYED.index("client_encoding")] or "").upper() not in ("UTF8", "SQL_ASCII"):
+        refusal = "client_encoding"
+    chosen: Consistency | None = None
+    bound: int | None = None
+    hint: WorkloadType | None = None
+    try:
+        chosen = Consistency(consistency) if consistency else None
+        hint = WorkloadType(workload) if workload else None
+    except ValueError:
+        refusal = refusal or "bad_setting"
+    if staleness:
+        bound_ms = milliseconds(staleness)
+        if bound_ms is None:
+            refusal = refusal or "bad_setting"
+        else:
+            bound = bound_ms * 1_000_000
+    content = (database, session_user, current_user, schemas, isolation, branch, as_of, workload, settings)
+    return Scope(
+        ident=idents.of(content),
+        schemas=tuple(json.loads(schemas or "[]")),
+        read_committed=isolation == "read committed",
+        conf_load_time=loaded or "",
+        statement_timeout_ms=milliseconds(timeout or "0") or 0,
+        refusal=refusal,
+        consistency=chosen,
+        max_staleness_ns=bound,
+        workload=hint,
+        own=own,
+        server=ServerFacts(int(pid or 0), recovery == "t", started or "", system),
+    )

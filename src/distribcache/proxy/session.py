@@ -1,0 +1,492 @@
+"""One client's session after login: every unit of client bytes is answered from memory or goes upstream, in order.
+
+Theory. Client bytes are cut into *units*: a simple Query, or extended-protocol messages up to Sync or Flush. One unit is
+decided at a time, by ``_step``, which is written so that it can be run again from the start: whatever it must wait for
+(the session's scope, an analysis, freshness, another's fill, a transaction opened upstream) is awaited outside, and then
+the same unit is looked at once more with that answer known. Nothing is written before the decision is complete.
+
+Rules:
+1. A hit is answered only when nothing is outstanding upstream and no earlier message of the group went up.
+2. A unit waits while upstream owes a ReadyForQuery; copy data never waits.
+3. What is not understood goes upstream and counts as the worst it could be (see ``effects``).
+4. The session's scope is forgotten whenever it could have changed, and learned again only while upstream is idle.
+5. This module owns no socket: bytes leave through ``Wires``.
+
+``simple`` and ``extended`` decide the two kinds of units; ``lookup`` is what they share.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from struct import Struct
+from typing import Any, Protocol
+
+from distribcache.clock import now_ns
+from distribcache.coherence.ledger import EPOCH, SCHEMA
+from distribcache.entry import make_entry
+from distribcache.errors import ClientError, DistribCacheError, ProtocolError, UpstreamError
+from distribcache.proxy import extended, simple
+from distribcache.proxy.answer import READY
+from distribcache.proxy.effects import UNKNOWN, Effects
+from distribcache.proxy.fill import Fill
+from distribcache.proxy.hit import Hot, serve
+from distribcache.proxy.node import Database, Node, Outcome
+from distribcache.proxy.prepared import Prepared
+from distribcache.proxy.questions import Questions
+from distribcache.proxy.replies import Op, Replies
+from distribcache.proxy.scope import Scope
+from distribcache.proxy.transaction import Transaction
+from distribcache.query import Consistency
+from distribcache.sql.cacheability import Kind, Parsed
+from distribcache.wire.messages import Front, error_response
+
+__all__ = ["Session", "Wires"]
+
+_length = Struct("!I").unpack_from
+_HOLD = 65536
+"""Bytes of one unit that are held back for a decision; a longer one is forwarded as it comes."""
+_INBOX = 1 << 20
+"""Client bytes that may wait before the client's socket is no longer read."""
+_EXTENDED = frozenset(b"PBDECSH")
+_COPY = frozenset(b"dcf")
+_SMALL = frozenset(b"DECSHX")
+_LARGE_LIMIT = (1 << 30) - 1
+_SMALL_LIMIT = 10_000
+
+
+class Wires(Protocol):
+    """The two sockets, as a session sees them."""
+
+    def to_client(self, data: bytes) -> None: ...
+    def to_upstream(self, data: bytes) -> None: ...
+    def hold_client(self, hold: bool) -> None:
+        """Stop or go on reading what the client sends."""
+
+    def fail(self, error: DistribCacheError) -> None:
+        """Tell the client and close both sides."""
+
+    def finish(self) -> None:
+        """The client said goodbye: close both sides in peace."""
+
+
+class Session:
+    """See the module."""
+
+    def __init__(self, node: Node, database: Database, wires: Wires) -> None:
+        self.node = node
+        self.database = database
+        self.coherence = database.coherence
+        self.wires = wires
+        self.hot = Hot(node.l1.entries, node.l1.touch, node.clock, wires.to_client)
+        self.hot.words = self.coherence.words
+        self.replies = Replies(self._on_ready, self._on_parameter, self._on_notification)
+        self.questions = Questions(self)
+        self.txn = Transaction()
+        self.scope: Scope | None = None
+        self.statements: dict[bytes, Prepared] = {}
+        self.portals: dict[bytes, Prepared] = {}
+        self.finished_portal = False
+        """The unnamed portal was run to its end here, not upstream."""
+        self.strict = False
+        self.outcome = Outcome()
+        self.touched: dict[str, None] = {}
+        """Settings that this session was seen to set and that are not keyed anyway."""
+        self.backend_pid = 0
+        self.open = False
+        """Messages of an unfinished group went upstream."""
+        self.awaiting = False
+        """Upstream owes a ReadyForQuery."""
+        self.discarding = False
+        """A group failed here: its messages are ignored up to its Sync, as the server would."""
+        self.failure: bytes | None = None
+        """The error that answers the unit at hand."""
+        self.begin: str | None = None
+        """What a BEGIN in this exchange means for serving: "" served, else the reason why not; None no BEGIN."""
+        self.ends_transaction = False
+        self.fills: list[Fill] = []
+        self.tried: set[str] = set()
+        self.arrival = 0
+        self.closed = False
+        self._opaque = False
+        self._databases: tuple[str, ...] = ()
+        self._inbox = b""
+        self._blocked = False
+        self._waiting: asyncio.Task[None] | None = None
+        self._stream = 0
+        self._held = False
+
+    # ---- bytes in ---------------------------------------------------------------------------------------------------
+
+    def from_client(self, data: bytes) -> None:
+        """Bytes that the client sent. Raises nothing: a broken client ends its own connection only."""
+        self.coherence.note_traffic()
+        self._inbox = self._inbox + data if self._inbox else data
+        self.pump()
+
+    def from_upstream(self, data: bytes) -> None:
+        """Bytes that upstream sent."""
+        try:
+            relay = self.replies.feed(data)
+        except ProtocolError as error:
+            self.wires.fail(
+                UpstreamError(
+                    error.message,
+                    where="upstream",
+                    hint="the server does not speak PostgreSQL's protocol",
+                    sqlstate="08P01",
+                )
+            )
+            return
+        if relay:
+            self.wires.to_client(relay)
+        if self._inbox and not self._blocked:
+            self.pump()
+
+    def pump(self) -> None:
+        """Decide as many units as can be decided now."""
+        try:
+            while self._inbox and not self._blocked and not self.hot.paused and not self.closed:
+                data = self._inbox
+                done = self._pass_stream(data) if self._stream else serve(data, 0, self.hot) or self._step(data)
+                if not done:
+                    break
+                self._inbox = data[done:]
+        except DistribCacheError as error:
+            self.wires.fail(error)
+            return
+        hold = len(self._inbox) > _INBOX or self.hot.paused
+        if hold != self._held:
+            self._held = hold
+            self.wires.hold_client(hold)
+
+    def pause(self, paused: bool) -> None:
+        """The client's socket is (no longer) full: hits stop after the reply at hand, and go on."""
+        self.hot.paused = paused
+        if not paused:
+            self.pump()
+
+    def close(self) -> None:
+        """Either side is gone."""
+        if self.closed:
+            return
+        self.closed = True
+        if self._waiting is not None:
+            self._waiting.cancel()
+        if self.txn.impure:  # whatever it did may have been committed
+            self.coherence.raise_floor(now_ns())
+        if self.txn.ddl:
+            self.coherence.catalogue_alarm("session_lost")
+        for fill in self.fills:
+            if fill.leads:
+                self.node.flights.land(fill.key)
+        self.fills.clear()
+        if self._databases:
+            self.node.databases.reopen(self._databases)
+        totals = self.node.totals
+        totals.hits += self.hot.hits
+        totals.saved_ns += self.hot.saved_ns
+        totals.oldest_ns = max(totals.oldest_ns, self.hot.oldest_ns)
+        self.hot.ident = 0
+        self.hot.hits = self.hot.saved_ns = 0
+
+    # ---- units ------------------------------------------------------------------------------------------------------
+
+    def _step(self, data: bytes) -> int:
+        """Decide the unit that ``data`` begins with; returns its size, or 0 when it must wait."""
+        size = len(data)
+        if size < 5:
+            return 0
+        kind = data[0]
+        end = self._checked(data, 0)
+        if kind in _COPY:
+            self.wires.to_upstream(data[:end])
+            self._stream = max(0, end - size)
+            return min(end, size)
+        if self.awaiting:
+            return 0
+        if not self.arrival:
+            self.arrival = now_ns()
+        if kind == Front.QUERY or kind == Front.FUNCTION_CALL:
+            if end > size:
+                done = self._large(data, end) if size > _HOLD else 0
+            elif kind == Front.QUERY:
+                done = end if simple.query(self, data[:end]) else 0
+            else:
+                done = self._large(data[:end], end)
+        elif kind in _EXTENDED:
+            done = self._extended(data)
+        elif kind == Front.TERMINATE:
+            self.wires.finish()
+            return size
+        else:
+            raise ClientError(
+                f"invalid frontend message type {kind}", where="client", hint="connect with a PostgreSQL client"
+            )
+        if done:
+            self.tried.clear()
+            self.arrival = 0
+        return done
+
+    def _checked(self, data: bytes, at: int) -> int:
+        """End of the message at ``at``; raises ClientError when its length is impossible."""
+        length: int = _length(data, at + 1)[0]
+        if length < 4 or length > (_SMALL_LIMIT if data[at] in _SMALL else _LARGE_LIMIT):
+            raise ClientError("invalid message length", where="client", hint="connect with a PostgreSQL client")
+        return at + 1 + length
+
+    def _extended(self, data: bytes) -> int:
+        size = len(data)
+        messages = []
+        pos = end = 0
+        ended = 0
+        while size - pos >= 5 and data[pos] in _EXTENDED:
+            end = self._checked(data, pos)
+            if end > size:
+                break
+            message = extended.parse_message(data, pos, end)
+            pos = end
+            if message.kind in (Front.SYNC, Front.FLUSH):
+                ended = message.kind
+                break
+            messages.append(message)
+        if not ended and size <= _HOLD and (size - pos < 5 or data[pos] in _EXTENDED):
+            return 0
+        if not messages and not ended:
+            return self._large(data, end)
+        return pos if extended.group(self, data[:pos], messages, ended) else 0
+
+    def _large(self, data: bytes, end: int) -> int:
+        """Forward a message that is too long to be held, or is opaque, and what follows of it as it comes."""
+        kind = data[0]
+        if self.discarding:
+            self._stream = 0
+            raise ClientError(
+                "a message of a failed group is too long", where="client", hint="send Sync after an error"
+            )
+        if self.txn.local:
+            self.questions.open_transaction()
+            return 0
+        self.forget_unnamed(kind != Front.QUERY)
+        self.apply(UNKNOWN)
+        self.replies.expect(Op(kind))
+        if kind in (Front.QUERY, Front.FUNCTION_CALL):
+            self.sent(awaiting=True)
+        else:
+            self.sent(awaiting=False)
+        self.wires.to_upstream(data[:end])
+        self._stream = max(0, end - len(data))
+        self.outcome = Outcome("bypass", reason="too_large")
+        return min(end, len(data))
+
+    def _pass_stream(self, data: bytes) -> int:
+        count = min(self._stream, len(data))
+        self._stream -= count
+        self.wires.to_upstream(data[:count])
+        return count
+
+    # ---- waiting ----------------------------------------------------------------------------------------------------
+
+    def wait(self, reason: str, awaitable: Coroutine[Any, Any, object] | asyncio.Future[Any]) -> bool:
+        """Look at the same unit again when ``awaitable`` is done; once per reason and unit. Returns False for chaining."""
+        self.tried.add(reason)
+        self._blocked = True
+        self._waiting = asyncio.get_running_loop().create_task(self._wait(awaitable))
+        return False
+
+    async def _wait(self, awaitable: Coroutine[Any, Any, object] | asyncio.Future[Any]) -> None:
+        try:
+            await awaitable
+        except Exception as error:  # a failing cache is no error of the client's: the unit goes upstream
+            self.node.failed(error)
+        self._blocked = False
+        self._waiting = None
+        self.pump()
+
+    def cancelled(self) -> None:
+        """The client asked to cancel: a unit that waits for another's fill ends; upstream is told by others."""
+        if self._blocked and "flight" in self.tried and self._waiting is not None:
+            self.failure = error_response("ERROR", "57014", "canceling statement due to user request")
+            self._waiting.cancel()
+            self._blocked = False
+            self._waiting = None
+            self.pump()
+
+    # ---- what is known ----------------------------------------------------------------------------------------------
+
+    def parsed(self, sql: bytes) -> Parsed:
+        """Facts of a text, memoised."""
+        return self.database.analyst.parsed(sql)
+
+    def why_not(self) -> str:
+        """Why nothing may be served or stored now: a stable code, or empty. ``scope_unknown`` can be mended by asking."""
+        coherence = self.coherence
+        if not self.node.settings.cache.enabled:
+            return "disabled"
+        if not coherence.serving:
+            return coherence.reason or "not_ready"
+        if self.replies.status == b"E":
+            return "failed_transaction"
+        if self.txn.impure:
+            return "transaction_wrote"
+        if self.txn.bypass:
+            return self.txn.bypass
+        words = coherence.words
+        if self.scope is not None and (self.hot.epoch, self.hot.schema) != (words[EPOCH], words[SCHEMA]):
+            self.forget_scope()
+        if self.scope is None:
+            return "scope_unknown"
+        return self.scope.refusal
+
+    def learn_scope(self) -> bool:
+        """Ask for the session's scope if that is possible now; True when an answer is being waited for."""
+        idle = not self.awaiting and not self.open and self.replies.status == b"I" and not self.replies.pending
+        if not idle or "scope" in self.tried or not self.backend_pid:
+            return False
+        self.wait("scope", self.questions.scope())
+        return True
+
+    def know_scope(self, scope: Scope) -> None:
+        """The answer to the question about the session."""
+        self.scope = scope
+        words = self.coherence.words
+        self.hot.epoch, self.hot.schema = words[EPOCH], words[SCHEMA]
+        staleness = scope.max_staleness_ns
+        bound = self.coherence.max_staleness_ns
+        self.hot.max_staleness = bound if staleness is None else min(bound, staleness)
+        consistency = scope.consistency or self.node.settings.freshness.consistency
+        self.hot.eventual = consistency is Consistency.EVENTUAL
+        self.strict = consistency is Consistency.STRICT
+        self.refresh()
+
+    def forget_scope(self) -> None:
+        """Something could have changed the session: nothing is served or stored until it is asked again."""
+        self.scope = None
+        self.hot.ident = 0
+        self.hot.names.clear()
+
+    def forget_unnamed(self, parse_follows: bool = False) -> None:
+        """A simple Query destroys the unnamed statement upstream; one that was kept here need not be sent any more."""
+        self.hot.kept = None
+        if not parse_follows:
+            self.statements.pop(b"", None)
+
+    def refresh(self) -> None:
+        """Recompute whether the hit path may serve this session at all."""
+        hot = self.hot
+        status = b"T" if self.txn.local else self.replies.status
+        hot.ready = READY[status]
+        hot.in_txn = status != b"I"
+        scope = self.scope
+        clean = scope is not None and not scope.refusal and not self.strict and not self.open and not self.awaiting
+        clean = clean and not self.discarding and status != b"E" and not self.txn.impure and not self.txn.bypass
+        hot.ident = scope.ident if clean and scope is not None and self.node.settings.cache.enabled else 0
+
+    def report(self, outcome: Outcome) -> None:
+        """Remember what became of a statement, for ``SHOW distribcache.last`` and the counters."""
+        self.outcome = outcome
+        self.hot.last = None
+        totals = self.node.totals
+        if outcome.status == "miss":
+            totals.misses[outcome.reason or "absent"] += 1
+        elif outcome.status == "refused":
+            totals.refusals[outcome.reason] += 1
+        else:
+            totals.bypasses[outcome.reason] += 1
+
+    # ---- what went upstream -----------------------------------------------------------------------------------------
+
+    def apply(self, effects: Effects, kind: Kind | None = None, *, chain: bool = False) -> None:
+        """Remember what a statement that goes upstream may do."""
+        txn = self.txn
+        txn.impure = txn.impure or effects.impure
+        txn.ddl = txn.ddl or effects.ddl
+        txn.poll = txn.poll or effects.poll
+        self._opaque = self._opaque or effects.opaque
+        if chain or effects == UNKNOWN or kind is None:
+            self.ends_transaction = True
+        if kind is Kind.SET_TRANSACTION or "transaction_isolation" in effects.settings:
+            txn.bypass = "isolation"
+        if effects.databases:
+            self._databases += effects.databases
+        if effects.forgets is None:
+            self.statements.clear()
+            self.hot.names.clear()
+        else:
+            for statement in effects.forgets:
+                self.statements.pop(statement, None)
+                self.hot.names.pop(statement, None)
+        for setting in effects.settings:
+            self.touched[setting] = None
+
+    def sent(self, *, awaiting: bool) -> None:
+        """Messages of the client went upstream."""
+        self.open = not awaiting
+        self.awaiting = awaiting
+        self.hot.ident = 0
+
+    def _on_ready(self, status: bytes, ours: bool) -> None:
+        self.awaiting = self.open = False
+        if ours:
+            self.refresh()
+            return
+        txn = self.txn
+        keep = not txn.impure and not txn.bypass and status != b"E" and not self._opaque
+        if status == b"I" or self.ends_transaction:
+            if txn.impure:
+                self.coherence.raise_floor(now_ns())
+            if txn.ddl:
+                self.coherence.catalogue_alarm("ddl")
+            elif txn.poll:
+                self.coherence.schedule_poll()
+        if status == b"I":
+            txn.ended()
+            self.portals.clear()
+        elif not self.hot.in_txn:
+            txn.bypass = txn.bypass or ("transaction_unknown" if self.begin is None else self.begin)
+        self.finished_portal = self.finished_portal and status == b"T"
+        self.begin = None
+        self.ends_transaction = False
+        for fill in self.fills:
+            if keep:
+                self._store(fill)
+            if fill.leads:
+                self.node.flights.land(fill.key)
+        self.fills.clear()
+        if self._opaque:
+            self._opaque = False
+            self.forget_scope()
+        if self._databases:
+            self.node.databases.reopen(self._databases)
+            self._databases = ()
+        self.refresh()
+
+    def _store(self, fill: Fill) -> None:
+        scope = self.scope
+        words = self.coherence.words
+        if fill.spoiled or scope is None or fill.epoch != words[EPOCH] or fill.scope != scope.ident:
+            return
+        now = now_ns()
+        analysis = fill.analysis
+        entry = make_entry(
+            fill.payload(),
+            fill=fill.fill_lsn,
+            analysis=min(analysis.analysis_lsn, fill.fill_lsn),
+            slots=analysis.slots,
+            epoch=fill.epoch,
+            expires=self.node.clock.now + fill.ttl,
+            cost_ns=now - fill.began_ns,
+            at_ns=now,
+            tables=",".join(analysis.tables),
+            workload=analysis.workload.value,
+        )
+        self.node.store(fill.key, entry)
+
+    def _on_parameter(self, message: bytes) -> None:
+        self._opaque = True  # a reload may have changed more than what is reported
+        if not self.awaiting and not self.open:
+            self._opaque = False
+            self.forget_scope()
+
+    def _on_notification(self) -> None:
+        self.hot.notified = now_ns()  # before it is relayed: who hears of a commit must see it

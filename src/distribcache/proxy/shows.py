@@ -1,0 +1,149 @@
+"""``SHOW distribcache.*``: what a session can ask the proxy, as small tables of text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from distribcache.entry import TABLES, WORKLOAD
+from distribcache.proxy.answer import Table
+from distribcache.sql.settings import OWN
+from distribcache.tiers.base import Cause
+
+if TYPE_CHECKING:
+    from distribcache.proxy.session import Session
+
+__all__ = ["SHOWS", "own_table"]
+
+
+def _last(s: Session) -> Table:
+    """One row about the last statement that was neither transaction control, SET/SHOW nor a ping."""
+    columns = ("status", "tier", "reason", "age_ms", "tables", "workload")
+    entry = s.hot.last
+    if entry is not None:
+        return columns, [
+            ("hit", "L1", None, f"{s.hot.age_ns / 1e6:.3f}", entry[TABLES] or None, entry[WORKLOAD] or None)
+        ]
+    last = s.outcome
+    age = None if last.age_ms is None else f"{last.age_ms:.3f}"
+    return columns, [
+        (last.status or None, last.tier or None, last.reason or None, age, last.tables or None, last.workload or None)
+    ]
+
+
+def _stats(s: Session) -> Table:
+    """Counters of this process: rows (name, value)."""
+    return ("name", "value"), [
+        (name, f"{value:g}" if value % 1 else f"{value:.0f}") for name, value in s.node.statistics().items()
+    ]
+
+
+def _tiers(s: Session) -> Table:
+    """One row per tier: bytes, entries, hits, misses, evictions."""
+    stats = s.node.l1.stats()
+    columns = ("tier", "bytes", "capacity_bytes", "entries", "hits", "misses", "evictions", "refused")
+    values = (
+        stats.bytes_used, stats.capacity_bytes, stats.entries, s.node.hits(), sum(s.node.totals.misses.values()),
+        stats.evictions.get(Cause.CAPACITY, 0), stats.refused,
+    )  # fmt: skip
+    return columns, [("L1", *map(str, values))]
+
+
+def _refusals(s: Session) -> Table:
+    """How often which reason kept a statement from being cached."""
+    totals = s.node.totals
+    lines: list[tuple[str | None, ...]] = []
+    for status, counter in (("refused", totals.refusals), ("bypass", totals.bypasses)):
+        lines += [(status, reason or None, str(count)) for reason, count in counter.most_common()]
+    return ("status", "reason", "count"), lines
+
+
+def _freshness(s: Session) -> Table:
+    """How the database's changes reach the cache, and how far behind it may be: rows (name, value)."""
+    return ("name", "value"), [
+        (name, None if value is None else str(value)) for name, value in s.coherence.report().items()
+    ]
+
+
+def _tables(s: Session) -> Table:
+    """Tables that entries in L1 depend on: entries and bytes."""
+    counts: dict[str, tuple[int, int]] = {}
+    for entry in s.node.l1.entries.values():
+        for table in filter(None, entry[TABLES].split(",")):
+            entries, size = counts.get(table, (0, 0))
+            counts[table] = (entries + 1, size + len(entry[0]))
+    ordered = sorted(counts.items(), key=lambda item: -item[1][0])
+    return ("table", "entries", "bytes"), [(name, str(entries), str(size)) for name, (entries, size) in ordered]
+
+
+def _queries(s: Session) -> Table:
+    """Entries of this session's scope in L1 by workload: entries, bytes, average cost of a fill in ms."""
+    counts: dict[str, tuple[int, int, int]] = {}
+    for entry in s.node.l1.entries.values():
+        entries, size, cost = counts.get(entry[WORKLOAD], (0, 0, 0))
+        counts[entry[WORKLOAD]] = (entries + 1, size + len(entry[0]), cost + entry[7])
+    return ("workload", "entries", "bytes", "average_cost_ms"), [
+        (name, str(entries), str(size), f"{cost / entries / 1e6:.3f}")
+        for name, (entries, size, cost) in sorted(counts.items())
+    ]
+
+
+def _config(s: Session) -> Table:
+    """Every setting, its value and where it came from; secrets are masked."""
+    return ("name", "value", "source"), [(name, str(value), source) for name, value, source in s.node.settings.show()]
+
+
+def _help(s: Session) -> Table:
+    """This table."""
+    lines: list[tuple[str | None, ...]] = [
+        (f"SHOW distribcache.{name}", (show.__doc__ or "").strip().splitlines()[0]) for name, show in SHOWS.items()
+    ]
+    lines += [(f"SET distribcache.{name}", text) for name, text in _SETTINGS.items()]
+    return ("command", "meaning"), lines
+
+
+SHOWS: dict[str, Callable[[Session], Table]] = {
+    "last": _last,
+    "stats": _stats,
+    "tiers": _tiers,
+    "refusals": _refusals,
+    "freshness": _freshness,
+    "tables": _tables,
+    "queries": _queries,
+    "config": _config,
+    "help": _help,
+}
+
+_SETTINGS = {
+    "cache": "on or off for this session",
+    "consistency": "eventual, session or strict",
+    "max_staleness": "how old an answer may be at most, for instance 250ms; never more than the node's own bound",
+    "workload": "oltp, olap, vector, ai_agent, rag or mixed: the class of this session's reads",
+    "branch": "keeps this session's entries apart from those of other branches",
+    "as_of": "keeps this session's entries apart from those of other points in time",
+}
+
+
+def _setting(s: Session, name: str) -> str:
+    scope = s.scope
+    value = scope.own[OWN.index(name)] if scope is not None and scope.own else None
+    if value:
+        return value
+    freshness = s.node.settings.freshness
+    defaults = {
+        "cache": "on" if s.node.settings.cache.enabled else "off",
+        "consistency": freshness.consistency.value,
+        "max_staleness": f"{s.coherence.max_staleness_ns // 1_000_000}ms",
+    }
+    return defaults.get(name, "")
+
+
+def own_table(s: Session, setting: str) -> Table | None:
+    """The answer to ``SHOW distribcache.<name>``, or None when PostgreSQL should say that there is no such thing."""
+    name = setting.removeprefix("distribcache.")
+    show = SHOWS.get(name)
+    if show is not None:
+        return show(s)
+    if name in OWN and s.scope is not None:
+        return (f"distribcache.{name}",), [(_setting(s, name),)]
+    return None

@@ -1,0 +1,136 @@
+"""A simple Query: the whole unit is one message."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from distribcache.errors import ProtocolError
+from distribcache.proxy.answer import READY, describe_rows, rows
+from distribcache.proxy.effects import CONTROL, UNKNOWN, effects
+from distribcache.proxy.lookup import WAIT, consider, find, is_ping, serve_entry, start_fill
+from distribcache.proxy.node import Outcome
+from distribcache.proxy.replies import Op
+from distribcache.proxy.shows import own_table
+from distribcache.proxy.transaction import control
+from distribcache.sql.cacheability import Kind, Statement
+from distribcache.wire.messages import EMPTY_QUERY, Front, command_complete, read_query
+
+if TYPE_CHECKING:
+    from distribcache.proxy.session import Session
+
+__all__ = ["begin_meaning", "may_begin", "query"]
+
+
+def may_begin(s: Session) -> bool | None:
+    """May a BEGIN be deferred now? None: the session's scope is being asked for."""
+    if s.replies.status != b"I" or s.awaiting or s.open:
+        return False
+    why = s.why_not()
+    if why == "scope_unknown" and s.learn_scope():
+        return None
+    return not why and s.scope is not None and s.scope.read_committed
+
+
+def begin_meaning(s: Session, statement: Statement) -> str:
+    """What a BEGIN that goes upstream means for serving inside its transaction: "" served, else why not."""
+    if statement.isolation not in (None, "read committed"):
+        return "isolation"
+    if statement.isolation is None and (s.scope is None or not s.scope.read_committed):
+        return "isolation_unknown" if s.scope is None else "isolation"
+    return ""
+
+
+def query(s: Session, message: bytes) -> bool:
+    """Answer or forward; False when the unit has to be looked at again."""
+    if s.failure is not None:
+        s.wires.to_client(s.failure + READY[s.replies.status])
+        s.failure = None
+        return True
+    hot = s.hot
+    try:
+        sql = read_query(memoryview(message)[5:])
+    except ProtocolError:
+        return _forward(s, message, b"", None, Outcome("bypass", reason="malformed"))
+    parsed = s.parsed(sql)
+    one = parsed.statements[0] if len(parsed.statements) == 1 and not parsed.error else None
+    if one is not None and one.kind in CONTROL:
+        allowed = one.kind is not Kind.BEGIN or may_begin(s)
+        if allowed is None:
+            return False
+        done = control(one, sql, message, s.txn.deferred, may_begin=allowed)
+        if done is None:
+            return _forward(s, message, sql, one, None)
+        tag, s.txn.deferred = done
+        s.forget_unnamed()
+        s.refresh()
+        s.wires.to_client(command_complete(tag) + hot.ready)
+        return True
+    if one is not None and one.kind is Kind.SHOW and one.name.startswith("distribcache."):
+        table = own_table(s, one.name)
+        if table is not None:
+            s.wires.to_client(describe_rows(table[0]) + rows(table) + hot.ready)
+            return True
+    if not parsed.statements and not parsed.error and s.txn.local:
+        s.wires.to_client(EMPTY_QUERY + hot.ready)
+        return True
+    if one is not None and one.kind in (Kind.SET, Kind.RESET, Kind.SHOW):
+        return _forward(s, message, sql, one, None)
+    considered = consider(s, sql, parsed)
+    if considered is WAIT:
+        return False
+    analysis, outcome = considered
+    pure = analysis is not None and analysis.pure
+    if outcome.status or analysis is None or s.scope is None:
+        return _forward(s, message, sql, one, None if is_ping(sql) else outcome, pure=pure)
+    key = (s.scope.ident, message)
+    entry = find(s, key)
+    if entry is WAIT:
+        return False
+    if entry is not None:
+        hot.kept = None
+        s.wires.to_client(serve_entry(s, key, entry) + hot.ready)
+        return True
+    if s.txn.local:
+        s.questions.open_transaction()
+        return False
+    fill = start_fill(s, key, analysis, alone=True)
+    if fill is WAIT:
+        return False
+    missed = Outcome("miss", reason=_why_missed(s, fill is None), tables=outcome.tables, workload=outcome.workload)
+    s.forget_unnamed()
+    if fill is not None:
+        s.fills.append(fill)
+    s.report(missed)
+    s.replies.expect(Op(Front.QUERY, fill=fill))
+    s.sent(awaiting=True)
+    s.wires.to_upstream(message)
+    return True
+
+
+def _why_missed(s: Session, unfillable: bool) -> str:
+    if unfillable:
+        return "no_fill_point"
+    return "not_fresh" if "fresh" in s.tried else ""
+
+
+def _forward(
+    s: Session, message: bytes, sql: bytes, one: Statement | None, outcome: Outcome | None, *, pure: bool = False
+) -> bool:
+    """Send the message as it is; ``outcome`` None leaves ``SHOW distribcache.last`` alone."""
+    if s.txn.local:
+        s.questions.open_transaction()
+        return False
+    effect = effects(sql, s.parsed(sql), pure=pure) if sql else UNKNOWN
+    if effect.databases and "left" not in s.tried:
+        s.wait("left", s.node.databases.close_for_ddl(effect.databases))
+        return False
+    s.forget_unnamed()
+    s.apply(effect, None if one is None else one.kind, chain=one is not None and one.chain)
+    if one is not None and one.kind is Kind.BEGIN:
+        s.begin = begin_meaning(s, one)
+    if outcome is not None:
+        s.report(outcome)
+    s.replies.expect(Op(Front.QUERY))
+    s.sent(awaiting=True)
+    s.wires.to_upstream(message)
+    return True

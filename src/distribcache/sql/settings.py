@@ -1,0 +1,101 @@
+"""Which settings shape an answer, and the question that learns them all from the client's own connection.
+
+PostgreSQL reports only a few settings to its clients and search_path, role or default_transaction_isolation are not among
+them (proxy trap 3), so what a session *is* cannot be watched, only asked for. One SELECT answers everything; it runs under
+a reserved name, in the extended protocol, only while the connection is idle (coherence trap 15).
+
+``KEYED`` are the settings that can change the bytes of a result; their values become part of the session's scope by
+content. Settings of extensions are asked with ``missing_ok``: absent reads as NULL. Settings that a session has been seen
+to touch and that are not in the list are added for that session (``extra``): a policy or a function may read them.
+"""
+
+from __future__ import annotations
+
+__all__ = ["KEYED", "OWN", "SCOPE_COLUMNS", "scope_query"]
+
+KEYED: tuple[str, ...] = (
+    "search_path",
+    "TimeZone",
+    "DateStyle",
+    "IntervalStyle",
+    "timezone_abbreviations",
+    "extra_float_digits",
+    "bytea_output",
+    "client_encoding",
+    "lc_monetary",
+    "lc_numeric",
+    "lc_time",
+    "lc_messages",
+    "default_text_search_config",
+    "row_security",
+    "xmlbinary",
+    "xmloption",
+    "transform_null_equals",
+    "array_nulls",
+    "standard_conforming_strings",
+    "backslash_quote",
+    "quote_all_identifiers",
+    "gin_fuzzy_search_limit",
+    "gin_pending_list_limit",
+    "zero_damaged_pages",
+    "session_replication_role",
+    "default_transaction_read_only",
+    "default_transaction_deferrable",
+    "hnsw.ef_search",
+    "hnsw.iterative_scan",
+    "hnsw.max_scan_tuples",
+    "hnsw.scan_mem_multiplier",
+    "ivfflat.probes",
+    "ivfflat.iterative_scan",
+    "ivfflat.max_probes",
+    "pg_trgm.similarity_threshold",
+    "pg_trgm.word_similarity_threshold",
+    "pg_trgm.strict_word_similarity_threshold",
+)
+
+OWN: tuple[str, ...] = ("cache", "consistency", "max_staleness", "workload", "branch", "as_of")
+"""The cache's own settings, each ``distribcache.<name>``: ordinary custom settings that PostgreSQL itself keeps."""
+
+SCOPE_COLUMNS = (
+    "database",
+    "session_user",
+    "current_user",
+    "schemas",
+    "temporary",
+    "isolation",
+    "statement_timeout",
+    "conf_load_time",
+    "backend_pid",
+    "in_recovery",
+    "postmaster_start",
+    "system_identifier",
+)
+
+
+def _literal(name: str) -> str:
+    return "'" + name.replace("'", "''") + "'"
+
+
+def scope_query(extra: tuple[str, ...] = (), *, prove_server: bool = True) -> str:
+    """The SELECT that learns a session's scope: ``SCOPE_COLUMNS``, then ``OWN``, ``KEYED`` and ``extra`` values.
+
+    Every function is qualified, so no schema of the user can answer in its place. ``prove_server`` adds the system
+    identifier, which costs a read of the control file.
+    """
+    columns = [
+        "(SELECT oid FROM pg_catalog.pg_database WHERE datname OPERATOR(pg_catalog.=) pg_catalog.current_database())",
+        "session_user",
+        "current_user",
+        "pg_catalog.array_to_json(pg_catalog.current_schemas(true))",
+        "pg_catalog.pg_my_temp_schema()",
+        "pg_catalog.current_setting('default_transaction_isolation')",
+        "pg_catalog.current_setting('statement_timeout')",
+        "extract(epoch FROM pg_catalog.pg_conf_load_time())",
+        "pg_catalog.pg_backend_pid()",
+        "pg_catalog.pg_is_in_recovery()",
+        "extract(epoch FROM pg_catalog.pg_postmaster_start_time())",
+        "(SELECT system_identifier FROM pg_catalog.pg_control_system())" if prove_server else "NULL",
+    ]
+    names = [f"distribcache.{name}" for name in OWN] + list(KEYED) + list(extra)
+    columns += [f"pg_catalog.current_setting({_literal(name)}, true)" for name in names]
+    return "SELECT " + ", ".join(columns)

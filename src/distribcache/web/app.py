@@ -1,0 +1,143 @@
+"""The admin endpoint: health, readiness, counters. On loopback by default; it changes nothing and shows no SQL.
+
+``Host`` is checked, so a page elsewhere cannot read it through a rebound name (DNS rebinding).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from typing import Any
+
+import uvicorn
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from distribcache.errors import ConfigError
+from distribcache.proxy.node import Node
+
+__all__ = ["Admin", "build"]
+
+
+class _Counters(Collector):
+    """The node's statistics in Prometheus' form: prefix ``distribcache_``, base units, bounded labels."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    def collect(self) -> Any:
+        for name, value in self._node.statistics().items():
+            if name.endswith("_total"):
+                yield CounterMetricFamily(f"distribcache_{name.removesuffix('_total')}", name, value=value)
+            elif name.endswith("_ms"):
+                yield GaugeMetricFamily(f"distribcache_{name.removesuffix('_ms')}_seconds", name, value=value / 1000)
+            else:
+                yield GaugeMetricFamily(f"distribcache_{name}", name, value=value)
+        totals = self._node.totals
+        for metric, counter in (("refused_reads", totals.refusals), ("bypassed_reads", totals.bypasses)):
+            family = CounterMetricFamily(
+                f"distribcache_{metric}", "Reads that were not cached, by reason", labels=["reason"]
+            )
+            for reason, count in counter.items():
+                family.add_metric([reason], count)
+            yield family
+        serving = GaugeMetricFamily(
+            "distribcache_database_serving", "1 while hits are served", labels=["database", "reason"]
+        )
+        for database in self._node.databases:
+            serving.add_metric([database.name, database.reason], float(database.serving))
+        yield serving
+
+
+def build(node: Node) -> Starlette:
+    """The ASGI application for one node."""
+    registry = CollectorRegistry()
+    registry.register(_Counters(node))
+
+    def databases() -> list[dict[str, Any]]:
+        return [
+            {
+                "name": each.name,
+                "serving": each.serving,
+                "reason": each.reason,
+                "detail": each.detail,
+                "hint": each.hint,
+                **each.report(),
+            }
+            for each in node.databases
+        ]
+
+    async def health(request: Request) -> Response:
+        return PlainTextResponse("ok\n")
+
+    async def ready(request: Request) -> Response:
+        good = any(each.serving for each in node.databases)
+        return PlainTextResponse("ready\n" if good else "pass-through\n", status_code=200 if good else 503)
+
+    async def metrics(request: Request) -> Response:
+        return Response(generate_latest(registry), media_type="text/plain; version=0.0.4")
+
+    async def status(request: Request) -> Response:
+        return JSONResponse({"statistics": node.statistics(), "databases": databases()})
+
+    endpoint = node.settings.admin.endpoint
+    hosts = ["localhost", "127.0.0.1", "[::1]", "::1", endpoint.host]
+    return Starlette(
+        routes=[
+            Route("/healthz", health),
+            Route("/readyz", ready),
+            Route("/metrics", metrics),
+            Route("/api/status", status),
+        ],
+        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=hosts)],
+    )
+
+
+class Admin:
+    """The HTTP server in the proxy's own event loop."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._server: uvicorn.Server | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> tuple[str, int]:
+        """Listen; returns the address. Raises ConfigError when that is not possible."""
+        endpoint = self._node.settings.admin.endpoint
+        loop = asyncio.get_running_loop()
+        config = uvicorn.Config(build(self._node), log_level="warning", access_log=False, lifespan="off", ws="none")
+        try:
+            sock = socket.create_server((endpoint.host, endpoint.port))
+        except OSError as error:
+            raise ConfigError(
+                f"cannot listen: {error.strerror or error}",
+                where=f"admin.address {endpoint.host}:{endpoint.port}",
+                hint="another program may use this port: choose another with --admin",
+            ) from None
+        self._server = _Server(config)
+        self._task = loop.create_task(self._server.serve([sock]))
+        name = sock.getsockname()
+        return str(name[0]), int(name[1])
+
+    async def stop(self) -> None:
+        """Stop listening."""
+        if self._server is None or self._task is None:
+            return
+        self._server.should_exit = True
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._task
+
+
+class _Server(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Any:
+        """Signals belong to the proxy, not to its HTTP server."""
+        yield

@@ -1,0 +1,150 @@
+"""The queue of owed replies: what is relayed, what is ours, what a fill gets, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from distribcache.errors import ProtocolError
+from distribcache.proxy.replies import Op, Replies
+from distribcache.wire.messages import (
+    BIND_COMPLETE, CLOSE_COMPLETE, PARSE_COMPLETE, Back, command_complete, data_row, error_response, message, notice_response,
+    parameter_status, ready_for_query, row_description,
+)  # fmt: skip
+
+T = row_description([(b"a", 25, -1, 0)])
+D = data_row([b"1"])
+C = command_complete(b"SELECT 1")
+Z = ready_for_query(b"I")
+ERROR = error_response("ERROR", "42P01", "no such table")
+FATAL = error_response("FATAL", "57P01", "terminating connection")
+
+
+class FakeFill:
+    """Gathers what a fill would get."""
+
+    def __init__(self) -> None:
+        self.bytes = b""
+        self.spoiled = False
+        self.limited = False
+
+    def add(self, data: bytes) -> None:
+        self.bytes += data
+
+    def spoil(self) -> None:
+        self.spoiled = True
+
+
+def replies(*ops: Op) -> tuple[Replies, list[tuple[bytes, bool]]]:
+    ready: list[tuple[bytes, bool]] = []
+    made = Replies(lambda status, ours: ready.append((status, ours)), lambda _: None, lambda: None)
+    for op in ops:
+        made.expect(op)
+    return made, ready
+
+
+def whole(made: Replies, data: bytes) -> bytes:
+    return made.feed(data)
+
+
+def byte_by_byte(made: Replies, data: bytes) -> bytes:
+    return b"".join(made.feed(data[i : i + 1]) for i in range(len(data)))
+
+
+FEEDS: list[Callable[[Replies, bytes], bytes]] = [whole, byte_by_byte]
+
+
+@pytest.mark.parametrize("feed", FEEDS)
+def test_simple_query_is_relayed_and_filled_up_to_ready(feed: Callable[[Replies, bytes], bytes]) -> None:
+    fill = FakeFill()
+    made, ready = replies(Op(ord("Q"), fill=fill))  # type: ignore[arg-type]
+    assert feed(made, T + D + D + C + Z) == T + D + D + C + Z
+    assert fill.bytes == T + D + D + C
+    assert not fill.spoiled
+    assert ready == [(b"I", False)]
+    assert not made.pending
+
+
+@pytest.mark.parametrize("feed", FEEDS)
+def test_our_own_question_never_reaches_the_client(feed: Callable[[Replies, bytes], bytes]) -> None:
+    rows: list[bytes] = []
+    ends: list[int] = []
+    ours = [
+        Op(ord("P"), ours=True), Op(ord("B"), ours=True),
+        Op(ord("E"), ours=True, rows=rows, done=lambda kind, _: ends.append(kind)), Op(ord("C"), ours=True), Op(ord("S"), ours=True),
+    ]  # fmt: skip
+    fill = FakeFill()
+    made, ready = replies(*ours, Op(ord("Q"), fill=fill))  # type: ignore[arg-type]
+    question = PARSE_COMPLETE + BIND_COMPLETE + D + C + CLOSE_COMPLETE + Z
+    changed = parameter_status(b"TimeZone", b"UTC")
+    assert feed(made, question[:10] + changed + question[10:] + T + D + C + Z) == changed + T + D + C + Z
+    assert rows == [D]
+    assert ends == [ord("C")]
+    assert ready == [(b"I", True), (b"I", False)]
+    assert fill.spoiled  # a setting changed under it
+
+
+@pytest.mark.parametrize("feed", FEEDS)
+def test_an_error_skips_to_sync(feed: Callable[[Replies, bytes], bytes]) -> None:
+    made, ready = replies(*(Op(ord(kind)) for kind in "PBDES"))
+    assert feed(made, PARSE_COMPLETE + ERROR + Z) == PARSE_COMPLETE + ERROR + Z
+    assert not made.pending and ready == [(b"I", False)]
+
+
+def test_an_error_before_sync_was_sent_skips_what_follows() -> None:
+    made, ready = replies(Op(ord("P")), Op(ord("D")))
+    made.feed(ERROR)
+    for kind in "BES":
+        made.expect(Op(ord(kind)))
+    assert [chr(op.kind) for op in made.pending] == ["S"]
+    assert made.feed(Z) == Z
+    assert ready == [(b"I", False)]
+
+
+@pytest.mark.parametrize("spoiler", [notice_response("NOTICE", "00000", "hm"), parameter_status(b"a", b"b"), ERROR])
+def test_anything_unusual_spoils_a_fill(spoiler: bytes) -> None:
+    fill = FakeFill()
+    made, _ = replies(Op(ord("Q"), fill=fill))  # type: ignore[arg-type]
+    made.feed(T + D + spoiler + Z)
+    assert fill.spoiled
+
+
+def test_a_fatal_error_during_our_question_is_the_clients() -> None:
+    made, _ = replies(Op(ord("P"), ours=True), Op(ord("S"), ours=True))
+    assert made.feed(FATAL) == FATAL
+
+
+def test_copy_in_swallows_the_sync_that_was_already_sent() -> None:
+    made, ready = replies(Op(ord("P")), Op(ord("B")), Op(ord("E")), Op(ord("S")))
+    made.feed(PARSE_COMPLETE + BIND_COMPLETE + message(Back.COPY_IN, b"\0\0\1\0\0"))
+    assert [chr(op.kind) for op in made.pending] == ["E"]
+    made.expect(Op(ord("S")))  # the server ignores it, still copying
+    made.feed(command_complete(b"COPY 1"))
+    made.expect(Op(ord("S")))
+    assert made.feed(Z) == Z and ready == [(b"I", False)]
+
+
+@pytest.mark.parametrize(
+    "bad", [C, D, Z, b"K\0\0\0\x0c\0\0\0\1\0\0\0\2", b"D\0\0\0\3", message(ord("?"))], ids=["C", "D", "Z", "K", "short", "?"]
+)
+def test_what_the_server_may_not_say_is_refused(bad: bytes) -> None:
+    made, _ = replies(Op(ord("P")))
+    with pytest.raises(ProtocolError):
+        made.feed(bad)
+
+
+def test_a_server_that_owes_nothing_may_only_say_asynchronous_things() -> None:
+    made, _ = replies()
+    assert made.feed(FATAL) == FATAL
+    with pytest.raises(ProtocolError):
+        made.feed(C)
+
+
+def test_a_large_row_is_relayed_as_it_comes() -> None:
+    made, _ = replies(Op(ord("Q")))
+    row = data_row([b"x" * 100_000])
+    assert made.feed(row[:1000]) == row[:1000]
+    assert made.feed(row[1000:50_000]) == row[1000:50_000]
+    assert made.feed(row[50_000:] + C + Z) == row[50_000:] + C + Z
+    assert not made.pending
