@@ -70,7 +70,7 @@ def commands() -> str:
     """Every command with its arguments and options, from the declarations: rendered help differs by typer's version."""
     import typer.main
 
-    from distribcache.cli import app
+    from distribcache.cli import application
 
     lines = [
         NOTE + "# Commands",
@@ -78,7 +78,7 @@ def commands() -> str:
         "Exit status: 0 done, 1 it ran and found something wrong, 2 a setting or flag is wrong, 3 PostgreSQL cannot be "
         + "reached. Errors go to stderr. `--json` prints one object whose shape is stable.",
     ]
-    commands: dict[str, Any] = getattr(typer.main.get_command(app), "commands", {})
+    commands: dict[str, Any] = getattr(typer.main.get_command(application()), "commands", {})
     for name, command in sorted(commands.items()):
         arguments = [p for p in command.params if p.param_type_name == "argument"]
         options = [p for p in command.params if p.param_type_name == "option"]

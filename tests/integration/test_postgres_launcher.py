@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import psycopg
@@ -16,6 +15,7 @@ import pytest
 
 from distribcache.cli.postgres import Postgres, embedded_bin_dir
 from distribcache.errors import UpstreamError
+from wait import until
 
 
 def ask(server: Postgres, question: str) -> str:
@@ -23,15 +23,6 @@ def ask(server: Postgres, question: str) -> str:
         row = connection.execute(question).fetchone()
     assert row is not None
     return str(row[0])
-
-
-def gone(path: Path, seconds: float = 15.0) -> bool:
-    wake = threading.Event()
-    for _ in range(int(seconds / 0.05)):
-        if not path.exists():
-            return True
-        wake.wait(0.05)
-    return False
 
 
 def test_server_is_ready_for_logical_decoding_on_loopback_only(postgres: Postgres) -> None:
@@ -100,7 +91,7 @@ def test_server_dies_with_a_killed_parent() -> None:
     folder, pid = parent.stdout.readline().rsplit(" ", 1)
     parent.send_signal(signal.SIGKILL)
     parent.communicate()
-    assert gone(Path(folder))
+    until(lambda: not Path(folder).exists(), "the watchdog did not clean up")
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid), 0)
 

@@ -3,32 +3,43 @@
 A command parses its arguments, builds objects, calls them and prints; it holds no logic of the cache. Exit status:
 0 done, 1 it ran and found something wrong, 2 a setting is wrong, 3 PostgreSQL cannot be reached. Errors go to stderr
 with their hint and without a traceback.
+
+A command's file is imported when it is asked for: `distribcache version` need not load the proxy.
 """
 
 from __future__ import annotations
 
+import importlib
 import sys
 
 import typer
 
-from distribcache.cli import version
 from distribcache.errors import ConfigError, DistribCacheError, UpstreamError
 
-__all__ = ["app", "main"]
+__all__ = ["application", "main"]
 
-app = typer.Typer(
-    name="distribcache",
-    help="A coherent cache in front of PostgreSQL.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
-app.command("version")(version.version)
+# Each lives in the module of its name, as the function of its name.
+COMMANDS = ("doctor", "serve", "setup", "status", "teardown", "version")
 
 
-@app.callback()
-def _root() -> None:
-    """Keeps `distribcache version` a sub-command while there is only one."""
+def application(*names: str) -> typer.Typer:
+    """The commands of these names, or all of them, as one typer application."""
+    app = typer.Typer(
+        name="distribcache",
+        help="A coherent cache in front of PostgreSQL.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+    )
+    # With a callback typer keeps the command's name as an argument even when there is only one command.
+    app.callback()(_nothing)
+    for name in names or COMMANDS:
+        app.command(name)(getattr(importlib.import_module(f"distribcache.cli.{name}"), name))
+    return app
+
+
+def _nothing() -> None:
+    pass
 
 
 def exit_status(error: DistribCacheError) -> int:
@@ -40,8 +51,9 @@ def exit_status(error: DistribCacheError) -> int:
 
 def main() -> None:
     """Entry point of the console script."""
+    asked = sys.argv[1] if len(sys.argv) > 1 else ""
     try:
-        app()
+        application(*[asked] if asked in COMMANDS else [])()
     except DistribCacheError as error:
         print(f"distribcache: {error}", file=sys.stderr)
         sys.exit(exit_status(error))
