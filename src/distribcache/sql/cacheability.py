@@ -19,7 +19,7 @@ from typing import NamedTuple
 from distribcache.sql.timewords import dangerous_parameter
 
 __all__ = [
-    "REFUSALS", "Coercion", "FunctionCall", "Kind", "Name", "Names", "Operator", "Parsed", "Refusal", "Shape",
+    "REFUSALS", "Coercion", "FunctionCall", "Kind", "Name", "Names", "Parsed", "Refusal", "Shape",
     "Statement", "dangerous_parameter",
 ]
 
@@ -89,14 +89,6 @@ class FunctionCall(NamedTuple):
         return f"{self.schema}.{self.name}()" if self.schema else f"{self.name}()"
 
 
-class Operator(NamedTuple):
-    """An operator by name; ``number`` marks an operand that is a numeric literal, which no text operator takes."""
-
-    schema: str | None
-    name: str
-    number: bool = False
-
-
 class Coercion(NamedTuple):
     """A conversion to a type other than the plainly harmless ones.
 
@@ -118,7 +110,7 @@ class Names(NamedTuple):
 
     relations: tuple[Name, ...] = ()
     functions: tuple[FunctionCall, ...] = ()
-    operators: tuple[Operator, ...] = ()
+    operators: tuple[Name, ...] = ()
     types: tuple[Name, ...] = ()
     # Last parts of dotted references: t.f may call the function f(t).
     attributes: tuple[str, ...] = ()
@@ -188,7 +180,7 @@ class Statement:
         return self.names.functions
 
     @property
-    def operators(self) -> tuple[Operator, ...]:
+    def operators(self) -> tuple[Name, ...]:
         return self.names.operators
 
     @property

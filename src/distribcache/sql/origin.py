@@ -37,7 +37,8 @@ _TRANSPARENT = frozenset(
 class Definitions:
     """Output names defined below the outermost SELECT, each with the expressions that define it (None: unknown)."""
 
-    def __init__(self, top: Node) -> None:
+    def __init__(self, top: Node, *, checked_parameters: bool = True) -> None:
+        self.checked_parameters = checked_parameters
         self.by_name: dict[str, list[Node | None]] = {}
         self.scans: set[FunctionCall] = set()
         body = top.get("SelectStmt", top)
@@ -141,8 +142,10 @@ def _trace(
         )
 
     match kind:
-        case "A_Const" | "ParamRef":
+        case "A_Const":
             return True
+        case "ParamRef":
+            return definitions.checked_parameters
         case "ColumnRef":
             last = fields["fields"][-1].get("String")
             if last is None:

@@ -33,6 +33,7 @@ _MAX_TREE = 2 * 1024 * 1024
 
 Node = dict[str, Any]
 _NOT_A_READ = Refusal("not_a_read")
+_EMPTY = Statement(Kind.EMPTY, refusal=_NOT_A_READ, is_pure_candidate=True)
 _NOCACHE = re.compile(r"distribcache\s*:\s*nocache", re.IGNORECASE)
 
 
@@ -83,7 +84,7 @@ def read(text: bytes) -> Parsed:
     except (KeyError, IndexError, TypeError, AttributeError, ValueError) as problem:
         # A shape of tree that we did not foresee is a text that we do not understand.
         return Parsed((), f"unforeseen tree: {type(problem).__name__}")
-    return Parsed(statements or (Statement(Kind.EMPTY, refusal=_NOT_A_READ),))
+    return Parsed(statements or (_EMPTY,))
 
 
 def expression_tree(expression: str) -> Node:
@@ -111,7 +112,7 @@ _COMMENTS = frozenset({postgast.pg_query_pb2.SQL_COMMENT, postgast.pg_query_pb2.
 
 def _statement(node: Node, nocache: bool) -> Statement:
     if len(node) != 1:
-        return Statement(Kind.EMPTY, refusal=_NOT_A_READ)
+        return _EMPTY
     ((kind, fields),) = node.items()
     if kind == "SelectStmt":
         return _select(node, fields, nocache)

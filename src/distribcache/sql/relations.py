@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from distribcache.sql.cacheability import Coercion, FunctionCall, Name, Names, Operator, Refusal
+from distribcache.sql.cacheability import Coercion, FunctionCall, Name, Names, Refusal
 from distribcache.sql.grammar import (
     AGGREGATE_MARKS,
     AGGREGATES,
@@ -40,6 +40,8 @@ __all__ = ["Walk"]
 Node = dict[str, Any]
 Scope = frozenset[str]
 
+_EQUALS = Name(None, "=")
+
 
 class Walk:
     """One walk over one statement; read the attributes afterwards, ``names()`` for the sorted facts.
@@ -48,10 +50,12 @@ class Walk:
     not understood, so the query is not even a proven pure read.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, checked_parameters: bool = True) -> None:
+        # Whether $1 is a value that the caller looks at for time words; a function's argument is not.
+        self.checked_parameters = checked_parameters
         self.relations: set[Name] = set()
         self.functions: set[FunctionCall] = set()
-        self.operators: set[Operator] = set()
+        self.operators: set[Name] = set()
         self.types: set[Name] = set()
         self.attributes: set[str] = set()
         self.refusal: Refusal | None = None
@@ -71,7 +75,7 @@ class Walk:
         """Everything the server must be asked about, in a stable order."""
         coercions: set[Coercion] = set()
         if self._casts:
-            definitions = Definitions(self._top)
+            definitions = Definitions(self._top, checked_parameters=self.checked_parameters)
             for target, value in self._casts:
                 coercion = origin_of(target, value, definitions)
                 if coercion is not None:
@@ -130,7 +134,7 @@ class Walk:
             self.select(node["larg"], scope)
             self.select(node["rarg"], scope)
             # UNION, INTERSECT and EXCEPT compare rows.
-            self.operators.add(Operator(None, "="))
+            self.operators.add(_EQUALS)
         if "groupClause" in node:
             self.group_by = True
         tables = node.get("fromClause")
@@ -149,7 +153,7 @@ class Walk:
             self.visit(query, scope)
             for clause in ("search_clause", "cycle_clause"):
                 if clause in cte:
-                    self.operators.add(Operator(None, "="))
+                    self.operators.add(_EQUALS)
                     self.fields(cte[clause], scope)
             scope = scope | {cte["ctename"]}
         return scope
@@ -176,7 +180,7 @@ class Walk:
     def join(self, node: Node, scope: Scope) -> None:
         self.joins += 1
         if node.get("isNatural") or "usingClause" in node:
-            self.operators.add(Operator(None, "="))
+            self.operators.add(_EQUALS)
         self.fields(node, scope, "usingClause", "alias", "join_using_alias")
 
     def sample(self, node: Node, scope: Scope) -> None:
@@ -225,7 +229,7 @@ class Walk:
         if call.arguments == 1 and name not in AGGREGATES:
             self._call_as_cast(Name(schema, name), node.get("args", ()))
         if "agg_distinct" in node:
-            self.operators.add(Operator(None, "="))
+            self.operators.add(_EQUALS)
         self.fields(node, scope, "funcname")
 
     def _call_as_cast(self, target: Name, arguments: list[Node]) -> None:
@@ -235,8 +239,10 @@ class Walk:
         elif target.name in TIME_TYPES and arguments:
             self.types.add(target)
             self._casts.append((target, arguments[0]))
-        elif not arguments or not ("A_Const" in arguments[0] or "ParamRef" in arguments[0]):
-            self._casts.append((target, None))
+        else:
+            known = ("A_Const", "ParamRef") if self.checked_parameters else ("A_Const",)
+            if not arguments or not any(kind in arguments[0] for kind in known):
+                self._casts.append((target, None))
 
     def value_function(self, node: Node, scope: Scope) -> None:
         what = node.get("op", "")[6:].lower()
@@ -248,13 +254,12 @@ class Walk:
     def operator(self, node: Node, scope: Scope) -> None:
         kind = node["kind"]
         path = [part["String"]["sval"] for part in node["name"]]
-        number = is_number(node.get("lexpr")) or is_number(node.get("rexpr"))
         implied = IMPLIED.get(kind)
         if implied is not None:
             for name in implied:
-                self.operators.add(Operator(None, name))
+                self.operators.add(Name(None, name))
         else:
-            self.operators.add(Operator(path[-2] if len(path) > 1 else None, path[-1], number and kind == "AEXPR_OP"))
+            self.operators.add(_qualified(path))
             if path[-1] in VECTOR_OPERATORS:
                 self.vector = True
         if "lexpr" in node:
@@ -266,18 +271,18 @@ class Walk:
         kind = node.get("subLinkType")
         if kind in ("ANY_SUBLINK", "ALL_SUBLINK"):
             path = [part["String"]["sval"] for part in node.get("operName", ())] or ["="]
-            self.operators.add(Operator(path[-2] if len(path) > 1 else None, path[-1]))
+            self.operators.add(_qualified(path))
         self.fields(node, scope, "operName")
 
     def case(self, node: Node, scope: Scope) -> None:
         if "arg" in node:
-            self.operators.add(Operator(None, "="))
+            self.operators.add(_EQUALS)
         self.fields(node, scope)
 
     def sort(self, node: Node, scope: Scope) -> None:
         if "useOp" in node:
             path = [part["String"]["sval"] for part in node["useOp"]]
-            self.operators.add(Operator(path[-2] if len(path) > 1 else None, path[-1]))
+            self.operators.add(_qualified(path))
         self.fields(node, scope, "useOp")
 
     # -- types --------------------------------------------------------------------------------------------------------
@@ -380,8 +385,5 @@ def _ordered(items: Iterable[Any]) -> tuple[Any, ...]:
     return found if len(found) < 2 else tuple(sorted(found, key=repr))
 
 
-def is_number(node: Node | None) -> bool:
-    if node is None:
-        return False
-    constant = node.get("A_Const")
-    return constant is not None and ("ival" in constant or "fval" in constant)
+def _qualified(path: list[str]) -> Name:
+    return Name(path[-2] if len(path) > 1 else None, path[-1])

@@ -1,0 +1,150 @@
+"""The catalogue's answer as facts: what the names stand for, and what those objects are.
+
+Objects below oid 16384 came with the server (built-in). A ``slot`` relation is read by name somewhere in the closure;
+the others are children reached only through a parent.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from distribcache.sql.cacheability import FunctionCall, Name, Names
+
+__all__ = ["BUILTIN", "Answer", "Function", "Relation", "Support", "Type", "question"]
+
+BUILTIN = 16384
+"""The first oid of objects made after initdb."""
+
+
+@dataclass(frozen=True, slots=True)
+class Relation:
+    oid: int
+    schema: str
+    name: str
+    kind: str
+    persistence: str
+    method: str | None
+    slot: bool
+    definition: str | None
+    policies: tuple[tuple[str, str], ...] | None
+    virtual: tuple[str, ...]
+    columns: dict[str, int]
+
+    def __str__(self) -> str:
+        return f"{self.schema}.{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Function:
+    """``scalar``: in FROM it brings exactly one column, named like itself. ``internal``: takes unchecked raw input."""
+
+    oid: int
+    schema: str
+    name: str
+    signature: str
+    volatility: str
+    language: str
+    kind: str
+    settings: bool
+    extension: bool
+    body: str | None
+    source: str | None
+    returns: int
+    scalar: bool
+    internal: bool
+
+    @property
+    def builtin(self) -> bool:
+        return self.oid < BUILTIN
+
+
+@dataclass(frozen=True, slots=True)
+class Type:
+    oid: int
+    schema: str
+    name: str
+    kind: str
+    parts: tuple[int, ...]
+    checks: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Support:
+    """An operator or a cast, and the function that it runs (0: none)."""
+
+    kind: str
+    name: str
+    function: int
+
+
+@dataclass(slots=True)
+class Answer:
+    """All that was learned about one resolution, over one or more questions."""
+
+    relations: dict[int, Relation] = field(default_factory=dict)
+    functions: dict[int, Function] = field(default_factory=dict)
+    types: dict[int, Type] = field(default_factory=dict)
+    supports: dict[tuple[str, int], Support] = field(default_factory=dict)
+    # What the asked names stand for.
+    relation_of: dict[Name, int] = field(default_factory=dict)
+    functions_of: dict[FunctionCall, set[int]] = field(default_factory=dict)
+    types_of: dict[Name, set[int]] = field(default_factory=dict)
+    encoding: str = "UTF8"
+
+    def add(self, asked: Names, rows: Iterable[Sequence[Any]]) -> None:
+        """Take the rows that answer ``asked``. Raises ValueError, KeyError or TypeError when they are not readable."""
+        for call in asked.functions:
+            self.functions_of.setdefault(call, set())
+        for name in asked.types:
+            self.types_of.setdefault(name, set())
+        for kind, oid, text in rows:
+            facts = json.loads(text)
+            match kind:
+                case "seed":
+                    self._seed(asked, facts[0], facts[1], oid)
+                case "relation":
+                    self._relation(oid, facts)
+                case "function":
+                    self.functions[oid] = Function(oid=oid, **facts)
+                case "type":
+                    facts["parts"], facts["checks"] = tuple(facts["parts"]), tuple(facts["checks"] or ())
+                    self.types[oid] = Type(oid=oid, **facts)
+                case "encoding":
+                    self.encoding = facts
+                case _:
+                    self.supports[kind, oid] = Support(kind, facts["name"], facts["function"])
+
+    def _seed(self, asked: Names, what: str, number: int, oid: int) -> None:
+        match what:
+            case "relation":
+                self.relation_of[asked.relations[number - 1]] = oid
+            case "function":
+                self.functions_of[asked.functions[number - 1]].add(oid)
+            case "type":
+                self.types_of[asked.types[number - 1]].add(oid)
+
+    def _relation(self, oid: int, facts: dict[str, Any]) -> None:
+        policies = facts["policies"]
+        facts["policies"] = None if policies is None else tuple((name, text) for name, text in policies)
+        facts["virtual"] = tuple(facts["virtual"] or ())
+        facts["columns"] = facts["columns"] or {}
+        known = self.relations.get(oid)
+        if known is None or not known.slot:
+            self.relations[oid] = Relation(oid=oid, **facts)
+
+
+def question(schemas: Sequence[str], names: Names) -> str:
+    """The parameter of the closure question: the names as JSON."""
+    return json.dumps(
+        {
+            "schemas": list(schemas),
+            "relations": names.relations,
+            "functions": [call[:3] for call in names.functions],
+            "operators": names.operators,
+            "types": names.types,
+            "attributes": names.attributes,
+        }
+    )

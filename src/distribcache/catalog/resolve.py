@@ -1,0 +1,243 @@
+"""From names to a verdict: what a read depends on, and whether it may be cached.
+
+The question goes to the server (``closure_sql``), through a side connection of the same database that is not the
+client's. Its answer may hold definitions (views, function bodies …) whose text mentions built-in functions that the
+server records nowhere; these are looked up in further questions, until nothing new is mentioned.
+
+Rules:
+1. Names mean what they mean to the session: its effective schemas are an argument. Sessions with a temporary schema are
+   not asked about.
+2. Deny by default: an unresolved name, an unreadable definition, an unknown kind of object refuses.
+3. A refused read may still be *pure*; what does not resolve is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from distribcache.catalog import bodies
+from distribcache.catalog.bodies import Body, qualified
+from distribcache.catalog.closure_sql import CLOSURE
+from distribcache.catalog.facts import BUILTIN, Answer, Relation, question
+from distribcache.catalog.judgement import TIMETZ, converts_text_to_time, judge_function, judge_relation
+from distribcache.sql.cacheability import FunctionCall, Name, Names, Refusal
+from distribcache.sql.grammar import HARMLESS_TYPES
+
+__all__ = ["Ask", "Resolution", "resolve"]
+
+Ask = Callable[[str, Sequence[object]], Awaitable[list[tuple[Any, ...]]]]
+"""Asks a question with psycopg's ``%s`` placeholders on the cache's own connection (``search_path = pg_catalog``)."""
+
+# Definitions that mention functions that have definitions …
+_ROUNDS = 8
+# The closure's estimated cost is far above its real one: compiling it takes seconds, planning it longer than running it.
+_CHEAPLY = (
+    "SELECT pg_catalog.set_config('jit', 'off', false), "
+    "pg_catalog.set_config('plan_cache_mode', 'force_generic_plan', false)"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Resolution:
+    """What names depend on. ``roots``: relations to watch, by oid; ``members``: all relations of the closure."""
+
+    refusal: Refusal | None
+    pure: bool
+    roots: tuple[tuple[int, str], ...] = ()
+    members: tuple[tuple[int, str], ...] = ()
+
+
+async def resolve(ask: Ask, schemas: Sequence[str], names: Names, *, matviews: bool = False) -> Resolution:
+    """Resolve ``names`` as a session with these effective ``schemas`` would. Raises what ``ask`` raises.
+
+    ``matviews``: refreshes are reported to us, so a materialized view is a leaf like a table.
+    """
+    path = [*schemas, "pg_catalog"] if "pg_catalog" not in schemas else list(schemas)
+    if "pg_temp" in {name.schema for name in names.relations}:
+        return Resolution(Refusal("temporary_relation", "pg_temp"), False)
+    answer = Answer()
+    texts: list[Body] = []
+    asked = _with_calls_as_types(names)
+    done: set[tuple[str, int]] = set()
+    for _ in range(_ROUNDS):
+        await ask(_CHEAPLY, ())
+        answer.add(asked, await ask(CLOSURE, (question(path, asked),)))
+        fresh = list(_definitions(answer, done))
+        texts += fresh
+        functions = tuple({call for body in fresh for call in body.asked.functions} - answer.functions_of.keys())
+        types = {name for body in fresh for name in _coerced(body)} - answer.types_of.keys()
+        if not functions and not types:
+            return _judge(names, answer, texts, matviews=matviews)
+        asked = Names(functions=functions, types=tuple(types))
+    return Resolution(Refusal("user_function", "nested definitions"), False)
+
+
+def _with_calls_as_types(names: Names) -> Names:
+    """A call with one argument may be a cast; types that the grammar itself names need no asking."""
+    types = {name for name in names.types if name.schema != "pg_catalog" or name.name not in HARMLESS_TYPES}
+    types.update(coercion.type for coercion in names.coercions)
+    types.update(Name(call.schema, call.name) for call in names.functions if call.arguments == 1)
+    return names._replace(types=tuple(sorted(types, key=repr)))
+
+
+def _coerced(body: Body) -> Iterator[Name]:
+    for coercion in body.names.coercions:
+        yield coercion.type if body.session else qualified(coercion.type)
+
+
+def _definitions(answer: Answer, done: set[tuple[str, int]]) -> Iterator[Body]:
+    """The definitions of objects not seen before."""
+    for relation in answer.relations.values():
+        if relation.oid < BUILTIN or ("r", relation.oid) in done:
+            continue
+        done.add(("r", relation.oid))
+        if relation.definition is not None:
+            yield bodies.view(relation.definition, f"view {relation}")
+        for text in relation.virtual:
+            yield bodies.expression(text, f"a virtual column of {relation}")
+        for name, text in relation.policies or ():
+            yield bodies.expression(text, _policy(name, relation))
+    for function in answer.functions.values():
+        if function.builtin or ("f", function.oid) in done:
+            continue
+        done.add(("f", function.oid))
+        if function.body is not None:
+            yield bodies.function(function.body, function.signature)
+        elif function.source is not None and function.extension and function.volatility == "i":
+            yield bodies.source(function.source, function.signature)
+    for kind in answer.types.values():
+        if kind.oid < BUILTIN or ("t", kind.oid) in done:
+            continue
+        done.add(("t", kind.oid))
+        for text in kind.checks:
+            yield bodies.expression(text, f"type {kind.schema}.{kind.name}")
+
+
+def _policy(name: str, relation: Relation) -> str:
+    return f"policy {name} of {relation}"
+
+
+def _judge(names: Names, answer: Answer, texts: list[Body], *, matviews: bool) -> Resolution:
+    verdicts = [
+        *_names_found(names, answer),
+        *((judge_relation(relation, matviews=matviews)) for relation in answer.relations.values()),
+        *_policies(answer, texts),
+        *_functions(answer),
+        *_texts(answer, texts),
+        *_types(names, answer),
+        (converts_text_to_time(names, answer, _columns(names, answer)), True),
+    ]
+    refusal = next((reason for reason, _ in verdicts if reason is not None), None)
+    roots = sorted((oid, str(one)) for oid, one in answer.relations.items() if one.slot and one.kind in "rpm")
+    members = sorted((oid, str(one)) for oid, one in answer.relations.items())
+    return Resolution(refusal, all(pure for _, pure in verdicts), tuple(roots), tuple(members))
+
+
+def _names_found(names: Names, answer: Answer) -> Iterator[tuple[Refusal | None, bool]]:
+    """Rule 2: what the statement names must exist."""
+    for name in names.relations:
+        if name not in answer.relation_of:
+            yield Refusal("unknown_relation", str(name)), False
+    for call in names.functions:
+        if not answer.functions_of.get(call) and not call.keyword and not _is_cast(call, answer):
+            yield Refusal("unknown_function", str(call)), False
+    for name in names.types:
+        if name in answer.types_of and not answer.types_of[name] and not _is_called(name, names):
+            yield Refusal("unknown_type", str(name)), False
+    asked = [part or "" for name in (*names.relations, *names.types) for part in name]
+    asked += [f"{call.schema or ''}{call.name}" for call in names.functions]
+    if answer.encoding != "UTF8" and not all(part.isascii() for part in asked):
+        yield Refusal("encoding", answer.encoding), False
+
+
+def _is_cast(call: FunctionCall, answer: Answer) -> bool:
+    return call.arguments == 1 and bool(answer.types_of.get(Name(call.schema, call.name)))
+
+
+def _is_called(name: Name, names: Names) -> bool:
+    return any(call[:3] == (name.schema, name.name, 1) for call in names.functions)
+
+
+def _functions(answer: Answer) -> Iterator[tuple[Refusal | None, bool]]:
+    by_function = {support.function: support for support in answer.supports.values()}
+    for function in answer.functions.values():
+        reason, pure = judge_function(function)
+        support = by_function.get(function.oid)
+        if reason is not None and support is not None:
+            code = "user_operator" if support.kind == "operator" else "user_cast"
+            reason = Refusal(code, f"{support.name} runs {function.signature}")
+        yield reason, pure
+
+
+def _texts(answer: Answer, texts: list[Body]) -> Iterator[tuple[Refusal | None, bool]]:
+    for body in texts:
+        yield body.refusal, not body.effects
+        for call in body.names.functions:
+            if not answer.functions_of.get(call) and not call.keyword and not _is_cast(call, answer):
+                yield Refusal("unknown_function", f"{call} in {body.where}"), False
+        if body.names.coercions:
+            names = body.names
+            if not body.session:
+                names = names._replace(
+                    coercions=tuple(
+                        one._replace(
+                            type=qualified(one.type),
+                            functions=tuple(_in_catalog(call) for call in one.functions),
+                            scans=tuple(_in_catalog(call) for call in one.scans),
+                        )
+                        for one in names.coercions
+                    )
+                )
+            reason = converts_text_to_time(names, answer, _columns(names, answer))
+            if reason is not None:
+                yield Refusal(reason.code, f"{reason.detail} in {body.where}"), True
+
+
+def _in_catalog(call: FunctionCall) -> FunctionCall:
+    return call if call.schema else call._replace(schema="pg_catalog")
+
+
+def _columns(names: Names, answer: Answer) -> list[dict[str, int]]:
+    """The columns of the relations that one text names."""
+    by_name = {(one.schema, one.name): one for one in answer.relations.values()}
+    found = []
+    for name in names.relations:
+        oid = answer.relation_of.get(name)
+        relation = answer.relations[oid] if oid is not None else by_name.get((name.schema or "pg_catalog", name.name))
+        if relation is not None:
+            found.append(relation.columns)
+    return found
+
+
+def _policies(answer: Answer, texts: list[Body]) -> Iterator[tuple[Refusal | None, bool]]:
+    """A policy may look at the row and at who asks: both are in the key. At anything else, it refuses."""
+    by_where = {body.where: body for body in texts}
+    for relation in answer.relations.values():
+        for name, _ in relation.policies or ():
+            body = by_where.get(_policy(name, relation))
+            if body is None:
+                # A policy of the server's own tables.
+                continue
+            names = body.names
+            called = [answer.functions[oid] for call in names.functions for oid in answer.functions_of.get(call, ())]
+            foreign = body.foreign or names.relations or any(map(_is_foreign, (*names.types, *names.operators)))
+            if body.refusal or foreign or names.coercions or any(one.volatility != "i" for one in called):
+                pure = not body.effects and not foreign and all(judge_function(one)[1] for one in called)
+                yield Refusal("row_security", body.where), pure
+
+
+def _is_foreign(name: Name) -> bool:
+    return name.schema not in (None, "pg_catalog")
+
+
+def _types(names: Names, answer: Answer) -> Iterator[tuple[Refusal | None, bool]]:
+    if TIMETZ in answer.types:
+        # Its text is read and its zone applied with the date of today.
+        yield Refusal("time_dependent", "time with time zone"), True
+    for name in names.types:
+        if name.name in HARMLESS_TYPES:
+            for oid in answer.types_of.get(name, ()):
+                if oid >= BUILTIN and answer.types[oid].kind != "b":
+                    yield Refusal("user_type", str(name)), True

@@ -1,0 +1,247 @@
+"""What is known about a text: parsed once, resolved once per set of names, forgotten when the schema changes.
+
+Two memos stand behind ``recall``, which never waits:
+
+* by exact text (and effective schemas): the finished ``Analysis``;
+* by *names*: texts that differ in literals only ask the catalogue nothing new, so a new text of a known shape costs one
+  parse and one look-up.
+
+Rules:
+1. ``analysis_lsn`` is the visible watermark, read before the first question to the catalogue (coherence rule R2). An
+   analysis older than the schema slot is not used; it is made again (coherence trap 4).
+2. Equal names are asked about once at a time, however many texts wait for them.
+3. A question that fails refuses this statement now and is remembered nowhere.
+4. Both memos are bounded in bytes by an estimate of what they hold; the longest unused goes first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from distribcache.catalog.resolve import Ask, Resolution, resolve
+from distribcache.query import WorkloadType
+from distribcache.sql.cacheability import Kind, Names, Parsed, Refusal, Shape, Statement
+from distribcache.sql.parse import MAX_TEXT, read
+
+__all__ = ["FOREVER", "Analysis", "Analyst"]
+
+Schemas = tuple[str, ...]
+
+FOREVER = 2**64 - 1
+"""``analysis_lsn`` of a verdict that no catalogue change can alter."""
+
+_NOTHING = Names()
+# Measured: what one remembered text holds besides itself, and one set of names.
+_TEXT_COST = 4_000
+_NAMES_COST = 3_000
+
+
+@dataclass(frozen=True, slots=True)
+class Analysis:
+    """The verdict on one text for sessions with the same effective schemas.
+
+    ``pure``: a proven pure read, cacheable or not. ``slots``: ledger slots of the relations to watch, sorted, without
+    repetitions; empty when refused. ``tables``: their qualified names. ``analysis_lsn`` is A of coherence rule R1.
+    """
+
+    parsed: Parsed
+    refusal: Refusal | None
+    pure: bool
+    analysis_lsn: int
+    slots: tuple[int, ...] = ()
+    tables: tuple[str, ...] = ()
+    workload: WorkloadType = WorkloadType.MIXED
+    nocache: bool = False
+
+
+@dataclass(slots=True)
+class _Text:
+    parsed: Parsed
+    cost: int
+    analyses: dict[Schemas, Analysis] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    resolution: Resolution
+    lsn: int
+
+
+class Analyst:
+    """Analyses the texts of one database.
+
+    ``ask`` goes to a side connection of that database; ``slot_of`` maps a relation's oid to its ledger slot;
+    ``visible`` gives V and ``schema_lsn`` the schema slot, both as LSNs; ``cap`` bounds the memos in bytes.
+    """
+
+    def __init__(
+        self,
+        ask: Ask,
+        slot_of: Callable[[int], int],
+        visible: Callable[[], int],
+        schema_lsn: Callable[[], int],
+        cap: int = 32 * 1024 * 1024,
+        *,
+        classify: Callable[[Shape], WorkloadType] = lambda shape: WorkloadType.MIXED,
+        matviews: bool = False,
+    ) -> None:
+        self._ask = ask
+        self._slot_of = slot_of
+        self._visible = visible
+        self._schema_lsn = schema_lsn
+        self._classify = classify
+        self._matviews = matviews
+        self._texts: OrderedDict[bytes, _Text] = OrderedDict()
+        self._names: OrderedDict[tuple[Schemas, Names], _Known] = OrderedDict()
+        self._asking: dict[tuple[Schemas, Names], asyncio.Future[_Known]] = {}
+        self._text_bytes = 0
+        self._text_cap = cap * 3 // 4
+        self._names_most = max(16, cap // 4 // _NAMES_COST)
+
+    @property
+    def bytes_used(self) -> int:
+        """An estimate of what the memos hold."""
+        return self._text_bytes + len(self._names) * _NAMES_COST
+
+    def parsed(self, text: bytes) -> Parsed:
+        """The facts about a text, remembered by exact text."""
+        known = self._texts.get(text)
+        if known is not None:
+            return known.parsed
+        return self._remember(text).parsed
+
+    def recall(self, text: bytes, schemas: Schemas) -> Analysis | None:
+        """The analysis if it can be given at once, None if the catalogue has to be asked. Never waits."""
+        known = self._texts.get(text)
+        if known is None:
+            known = self._remember(text)
+        else:
+            self._texts.move_to_end(text)
+            analysis = known.analyses.get(schemas)
+            if analysis is not None and analysis.analysis_lsn >= self._schema_lsn():
+                return analysis
+        resolutions: list[_Known] = []
+        for statement in known.parsed.statements:
+            found = self._recall_names(statement, schemas)
+            if found is None:
+                return None
+            resolutions.append(found)
+        return self._conclude(known, schemas, resolutions)
+
+    async def analyse(self, text: bytes, schemas: Schemas) -> Analysis:
+        """The analysis, asking the catalogue where needed. Never raises for what the catalogue or the text say."""
+        analysis = self.recall(text, schemas)
+        if analysis is not None:
+            return analysis
+        known = self._texts.get(text) or self._remember(text)
+        resolutions: list[_Known] = []
+        for statement in known.parsed.statements:
+            found = self._recall_names(statement, schemas)
+            if found is None:
+                try:
+                    found = await self._single_flight(statement.names, schemas)
+                except asyncio.CancelledError:
+                    raise
+                except Exception as problem:  # noqa: BLE001 - a cache that cannot ask is no error of the client
+                    return Analysis(known.parsed, Refusal("analysis_failed", type(problem).__name__), False, 0)
+            resolutions.append(found)
+        return self._conclude(known, schemas, resolutions)
+
+    def forget(self) -> None:
+        """Drop everything, such as when the database is another one now."""
+        self._texts.clear()
+        self._names.clear()
+        self._text_bytes = 0
+
+    # -- names --------------------------------------------------------------------------------------------------------
+
+    def _recall_names(self, statement: Statement, schemas: Schemas) -> _Known | None:
+        if not statement.is_pure_candidate:
+            return _OPAQUE
+        if statement.names == _NOTHING:
+            return _TRIVIAL
+        key = (schemas, statement.names)
+        known = self._names.get(key)
+        if known is None:
+            return None
+        if known.lsn < self._schema_lsn():
+            del self._names[key]
+            return None
+        self._names.move_to_end(key)
+        return known
+
+    async def _single_flight(self, names: Names, schemas: Schemas) -> _Known:
+        key = (schemas, names)
+        running = self._asking.get(key)
+        if running is None:
+            running = asyncio.ensure_future(self._learn(key))
+            self._asking[key] = running
+            running.add_done_callback(lambda done: self._finished(key, done))
+        # One waiter's cancellation is not the others'.
+        return await asyncio.shield(running)
+
+    async def _learn(self, key: tuple[Schemas, Names]) -> _Known:
+        # Rule 1: before the first question.
+        lsn = self._visible()
+        resolution = await resolve(self._ask, key[0], key[1], matviews=self._matviews)
+        known = _Known(resolution, lsn)
+        self._names[key] = known
+        while len(self._names) > self._names_most:
+            self._names.popitem(last=False)
+        return known
+
+    def _finished(self, key: tuple[Schemas, Names], done: asyncio.Future[_Known]) -> None:
+        self._asking.pop(key, None)
+        if not done.cancelled():
+            # Retrieved here in case every waiter has left.
+            done.exception()
+
+    # -- texts --------------------------------------------------------------------------------------------------------
+
+    def _remember(self, text: bytes) -> _Text:
+        known = _Text(read(text), _TEXT_COST + 4 * len(text))
+        if len(text) > MAX_TEXT:
+            return known
+        self._texts[text] = known
+        self._text_bytes += known.cost
+        while self._text_bytes > self._text_cap and len(self._texts) > 1:
+            _, oldest = self._texts.popitem(last=False)
+            self._text_bytes -= oldest.cost
+        return known
+
+    def _conclude(self, known: _Text, schemas: Schemas, resolutions: list[_Known]) -> Analysis:
+        analysis = self._combine(known.parsed, resolutions)
+        if analysis.refusal is None or analysis.refusal.code != "analysis_failed":
+            if len(known.analyses) >= 8:
+                # Many search paths over one text: start again rather than grow.
+                known.analyses.clear()
+            known.analyses[schemas] = analysis
+        return analysis
+
+    def _combine(self, parsed: Parsed, resolutions: list[_Known]) -> Analysis:
+        if parsed.error:
+            return Analysis(parsed, Refusal("not_understood", parsed.error), False, FOREVER)
+        pure = all(known.resolution.pure for known in resolutions)
+        lsn = min(known.lsn for known in resolutions)
+        nocache = any(statement.nocache for statement in parsed.statements)
+        if len(parsed.statements) > 1:
+            return Analysis(parsed, Refusal("several_statements"), pure, lsn, nocache=nocache)
+        statement, resolution = parsed.statements[0], resolutions[0].resolution
+        refusal = statement.refusal or resolution.refusal
+        if refusal is None and not resolution.roots:
+            # A view over nothing.
+            refusal = Refusal("no_relation")
+        tables = tuple(name for _, name in resolution.roots)
+        workload = self._classify(statement.shape) if statement.kind is Kind.READ else WorkloadType.MIXED
+        if refusal is not None:
+            return Analysis(parsed, refusal, pure, lsn, (), tables, workload, nocache)
+        slots = tuple(sorted({self._slot_of(oid) for oid, _ in resolution.roots}))
+        return Analysis(parsed, None, pure, lsn, slots, tables, workload, nocache)
+
+
+_OPAQUE = _Known(Resolution(None, False), FOREVER)
+_TRIVIAL = _Known(Resolution(None, True), FOREVER)
+"""Reads that name nothing, and SHOW."""
