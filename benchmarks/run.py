@@ -193,6 +193,10 @@ def _calibrate(
     return rows
 
 
+def _words(text: str) -> list[str]:
+    return [part for part in text.split(",") if part]
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workload", default="", help="some of " + ",".join(WORKLOADS))
@@ -208,7 +212,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     asked = parser.parse_args(argv)
     if asked.quick:
         asked.seconds, asked.rounds, asked.scale = 1.0, 2, min(asked.scale, 5)
-    split = lambda text: [part for part in text.split(",") if part]
     bin_dir = servers.pg_bin()
     if bin_dir is None:
         print("no PostgreSQL server is installed on this machine (Debian: apt install postgresql)")
@@ -222,15 +225,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         bench = Bench(server, asked, work)
         try:
             bench.prepare()
-            bench.start(stack, split(asked.target))
+            bench.start(stack, _words(asked.target))
         except RuntimeError as error:
             print(error)
             return 3
         for name, why in bench.missing.items():
             print(f"left out: {name}: {why}")
-        for name in split(asked.workload) or WORKLOADS:
+        for name in _words(asked.workload) or WORKLOADS:
             workload = WORKLOADS[name]
-            for clients in [int(part) for part in split(asked.clients)] or workload.clients:
+            for clients in [int(part) for part in _words(asked.clients)] or workload.clients:
                 if clients * 2 + 200 > files:
                     print(f"left out: {clients} clients: ulimit -n is {files}")
                     continue

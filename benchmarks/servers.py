@@ -240,8 +240,8 @@ memqcache_cache_block_size = 1MB
 memqcache_oiddir = '{folder}/oid'
 """
     )
-    argv = [program, "-n", "-f", folder / "pgpool.conf", "-a", folder / "pool_hba.conf", "-F", folder / "pcp.conf",
-            "-k", folder / "key"]
+    files = {"-f": "pgpool.conf", "-a": "pool_hba.conf", "-F": "pcp.conf", "-k": "key"}
+    argv = [program, "-n", *(part for flag, name in files.items() for part in (flag, folder / name))]
     return Program("pgpool", argv, port, folder, as_server_user=True)
 
 

@@ -4,6 +4,7 @@ psycopg    psycopg 3. Its tests are in none of its PyPI archives: PSYCOPG_TESTS 
            package or the project's release archive is asked for the installed version.
 psycopg2   simple protocol, client-side parameters, replication connections, cancels
 asyncpg    extended protocol in binary, Flush, prepared statements, its pool and its introspection queries
+sqlalchemy the PostgreSQL dialect's tests over psycopg 3: every read in a transaction, prepared statements, reflection
 
 Each suite runs from a copy of its tests alone, so that the installed driver is what is tested, and with no settings of
 ours (no conftest, no pytest.ini). Statuses are compared per test id.
@@ -36,13 +37,21 @@ _RANK = {"passed": 0, "skipped": 1, "failed": 2, "error": 3}
 
 @dataclass(frozen=True, slots=True)
 class Driver:
-    """A driver's suite: ``tests()`` returns the folder to copy, ``libraries()`` what goes first on PYTHONPATH."""
+    """A driver's suite.
+
+    ``source()`` returns the folder of which ``copies`` are copied; ``libraries()`` go first on PYTHONPATH; ``ini`` is a
+    copied file with pytest's settings, empty for none; ``setup`` are statements for the fresh database.
+    """
 
     name: str
-    tests: Callable[[], Path]
-    libraries: Callable[[], list[Path]]
-    environment: Callable[[int, str], dict[str, str]]
-    arguments: Callable[[int, str], list[str]]
+    source: Callable[[], Path]
+    environment: Callable[[int, str], dict[str, str]] = lambda port, dbname: {}
+    arguments: Callable[[int, str], list[str]] = lambda port, dbname: []
+    libraries: Callable[[], list[Path]] = list
+    copies: tuple[str, ...] = ("tests",)
+    paths: tuple[str, ...] = ("tests",)
+    ini: str = ""
+    setup: tuple[str, ...] = ("CREATE EXTENSION IF NOT EXISTS hstore", "CREATE EXTENSION IF NOT EXISTS citext")
     unstable: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -52,7 +61,7 @@ def _dsn(port: int, dbname: str) -> str:
 
 def _psycopg_tests() -> Path:
     if given := os.environ.get("PSYCOPG_TESTS"):
-        return Path(given)
+        return Path(given).resolve().parent
     version = importlib.metadata.version("psycopg")
     reasons: list[str] = []
     for source in (_psycopg_debian, _psycopg_release):
@@ -68,13 +77,13 @@ def _psycopg_debian(version: str) -> Path:
     series = version.rsplit(".", 1)[0]
     if f"-{series}." not in folder.name + ".":
         raise Unavailable(f"Debian has {folder.name}, installed is {version}")
-    return folder / "tests"
+    return folder
 
 
 def _psycopg_release(version: str) -> Path:
     target = BUILD / "src" / f"psycopg-release-{version}"
-    tests = target / f"psycopg-{version}" / "tests"
-    if not tests.exists():
+    folder = target / f"psycopg-{version}"
+    if not (folder / "tests").exists():
         address = f"https://github.com/psycopg/psycopg/archive/refs/tags/{version}.tar.gz"
         try:
             with urllib.request.urlopen(address, timeout=30) as reply:
@@ -83,36 +92,48 @@ def _psycopg_release(version: str) -> Path:
             raise Unavailable(f"release archive: {error}") from error
         with tarfile.open(fileobj=io.BytesIO(packed)) as bundle:
             bundle.extractall(target, filter="data")
-    return tests
+    return folder
 
 
-def _psycopg2_version() -> str:
-    return "2.9.13"
-
+_PSYCOPG2 = "2.9.13"
+_installed = importlib.metadata.version
 
 DRIVERS: dict[str, Driver] = {
     "psycopg": Driver(
         "psycopg", _psycopg_tests,
-        lambda: [pip_target("psycopg", "anyio", "dnspython")],
-        lambda port, dbname: {},
-        lambda port, dbname: ["--test-dsn", _dsn(port, dbname), "-m", "not slow and not timing and not mypy"],
+        arguments=lambda port, dbname: ["--test-dsn", _dsn(port, dbname), "-m", "not slow and not timing and not mypy"],
+        libraries=lambda: [pip_target("psycopg", "anyio", "dnspython")],
     ),
     "psycopg2": Driver(
-        "psycopg2", lambda: sdist(f"psycopg2=={_psycopg2_version()}") / "tests",
-        lambda: [pip_target("psycopg2", f"psycopg2-binary=={_psycopg2_version()}")],
-        lambda port, dbname: {
+        "psycopg2", lambda: sdist(f"psycopg2=={_PSYCOPG2}"),
+        environment=lambda port, dbname: {
             "PSYCOPG2_TESTDB": dbname, "PSYCOPG2_TESTDB_HOST": "127.0.0.1", "PSYCOPG2_TESTDB_PORT": str(port),
             "PSYCOPG2_TESTDB_USER": "postgres", "PSYCOPG2_TEST_REPL_DSN": _dsn(port, dbname),
         },
-        lambda port, dbname: [],
+        libraries=lambda: [pip_target("psycopg2", f"psycopg2-binary=={_PSYCOPG2}")],
     ),
     "asyncpg": Driver(
-        "asyncpg", lambda: sdist(f"asyncpg=={importlib.metadata.version('asyncpg')}") / "tests",
-        lambda: [pip_target("asyncpg", "distro")],
-        lambda port, dbname: {
+        "asyncpg", lambda: sdist(f"asyncpg=={_installed('asyncpg')}"),
+        environment=lambda port, dbname: {
             "PGHOST": "127.0.0.1", "PGPORT": str(port), "PGUSER": "postgres", "PGDATABASE": dbname,
         },
-        lambda port, dbname: [],
+        # Left out: its own lint, and tests that start servers with initdb (which refuses root).
+        arguments=lambda port, dbname: ["--deselect", "tests/test__sourcecode.py", "-k", "not standby and not target"],
+        libraries=lambda: [pip_target("asyncpg", "distro")],
+    ),
+    "sqlalchemy": Driver(
+        "sqlalchemy", lambda: sdist(f"sqlalchemy=={_installed('sqlalchemy')}"),
+        arguments=lambda port, dbname: [
+            "--dburi", f"postgresql+psycopg://postgres@127.0.0.1:{port}/{dbname}",
+            "--ignore", "test/dialect/postgresql/test_compiler.py", "--maxfail", "100000",
+        ],
+        copies=("test", "lib/sqlalchemy/testing/plugin", "setup.cfg", "pyproject.toml"),
+        paths=("test/dialect/test_suite.py", "test/dialect/postgresql"),
+        ini="pyproject.toml",
+        setup=(
+            "CREATE EXTENSION IF NOT EXISTS hstore", "CREATE EXTENSION IF NOT EXISTS citext",
+            "CREATE SCHEMA test_schema", "CREATE SCHEMA test_schema_2",
+        ),
     ),
 }
 
@@ -124,18 +145,26 @@ def run(
     """One run. ``tests`` are names that pytest's -k understands. Raises Unavailable."""
     work.mkdir(parents=True, exist_ok=True)
     kept.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(driver.tests(), work / "tests", dirs_exist_ok=True)
-    # Its own settings only: an ini file stops pytest from looking upwards and finding ours.
-    (work / "pytest.ini").write_text("[pytest]\n")
+    source = driver.source()
+    for name in driver.copies:
+        (work / name).parent.mkdir(parents=True, exist_ok=True)
+        if (source / name).is_dir():
+            shutil.copytree(source / name, work / name)
+        else:
+            shutil.copy(source / name, work / name)
+    # A file named on the command line stops pytest from looking upwards and finding ours.
+    ini = work / (driver.ini or "pytest.ini")
+    if not driver.ini:
+        ini.write_text("[pytest]\n")
     report = kept / "report.xml"
     report.unlink(missing_ok=True)
-    argv = [
-        sys.executable, "-m", "pytest", "-c", work / "pytest.ini", "--rootdir", work, "tests", "-q", "-ra",
-        "--tb=short", f"--junitxml={report}", "-p", "no:cacheprovider", "-p", "no:asyncio", "-p", "no:timeout",
+    argv: list[str | Path] = [
+        sys.executable, "-s", "-m", "pytest", "-c", ini, "--rootdir", work, *driver.paths, "-q", "-ra", "--tb=short",
+        f"--junitxml={report}", "-p", "no:cacheprovider", "-p", "no:asyncio", "-p", "no:timeout",
         *driver.arguments(port, dbname),
     ]
     if tests:
-        argv += ["-k", " or ".join(tests)]
+        argv += ["-k", " or ".join(tests)]  # the last -k wins
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("PG", "PYTEST", "COV"))}
     clean["PYTHONPATH"] = os.pathsep.join(str(p) for p in driver.libraries())
     began = time.monotonic()

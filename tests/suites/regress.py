@@ -22,6 +22,7 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from benchmarks.servers import SERVER_USER, which
 from tests.suites.fetch import BUILD, Unavailable, debian_source
@@ -46,7 +47,11 @@ def prepare(bin_dir: Path) -> Path:
     config = which("pg_config") if not (bin_dir / "pg_config").exists() else str(bin_dir / "pg_config")
     if config is None:
         raise Unavailable("pg_config is not installed")
-    ask = lambda what: subprocess.run([config, what], capture_output=True, text=True, check=True).stdout.strip()
+
+
+    def ask(what: str) -> str:
+        return subprocess.run([config, what], capture_output=True, text=True, check=True).stdout.strip()
+
     driver = Path(ask("--pgxs")).parent.parent / "test" / "regress" / "pg_regress"
     if not driver.exists():
         raise Unavailable("pg_regress is not installed (Debian: postgresql-server-dev-NN)")
@@ -80,7 +85,7 @@ def run(
     shutil.copytree(prepared, work, dirs_exist_ok=True)
     out = work / "out"
     out.mkdir()
-    how = {}
+    how: dict[str, Any] = {}
     if os.geteuid() == 0:
         account = pwd.getpwnam(SERVER_USER)
         how = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}

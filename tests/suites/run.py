@@ -14,11 +14,12 @@ had on this machine is reported and does not fail the run, unless it was asked f
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,7 +64,7 @@ class Suite:
         if name == regress.NAME:
             self._prepared = regress.prepare(bin_dir)
         else:
-            drivers.DRIVERS[name].tests()
+            drivers.DRIVERS[name].source()
 
     def passes(self, wanted: Sequence[str], repeat: int, say: Console) -> list[Row]:
         """Run the wanted passes on one server. Raises RuntimeError when a proxy does not start or dies."""
@@ -89,12 +90,10 @@ class Suite:
         dbname = f"suite_{which.lower()}"
         with psycopg.connect(server.conninfo(), autocommit=True) as connection:
             connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(dbname)))
-        for extension in ("hstore", "citext"):
-            with psycopg.connect(server.conninfo(dbname), autocommit=True) as connection:
-                try:
-                    connection.execute(sql.SQL("CREATE EXTENSION {}").format(sql.Identifier(extension)))
-                except psycopg.Error:
-                    continue
+        for statement in drivers.DRIVERS[self.name].setup if self.name in drivers.DRIVERS else ():
+            absent = contextlib.suppress(psycopg.errors.UndefinedFile, psycopg.errors.FeatureNotSupported)
+            with absent, psycopg.connect(server.conninfo(dbname), autocommit=True) as connection:
+                connection.execute(statement.encode())
         with tempfile.TemporaryDirectory(prefix="distribcache-suite-") as folder:
             work = Path(folder)
             work.chmod(0o755)
@@ -147,20 +146,28 @@ class Suite:
         (self.results / f"{which}0" / "changed.diff").write_text("".join(lines))
 
 
+def _each(facts: Iterable[int]) -> str:
+    return " / ".join(str(fact) for fact in facts)
+
+
 def _table(rows: Sequence[Row]) -> Table:
     table = Table(title="foreign suites, four passes")
     for heading in ("suite", "pass", "tests", "failed", "hits", "seconds", "verdict"):
         table.add_column(heading, justify="right" if heading in ("tests", "failed", "hits", "seconds") else "left")
     for row in rows:
-        each = lambda fact: " / ".join(str(fact(run)) for run in row.runs)  # noqa: B023
         mark = "[green]ok[/]" if row.verdict.ok else "[red]BROKEN[/]"
         few = ", ".join(row.verdict.changed[:4]) + (" …" if len(row.verdict.changed) > 4 else "")
         words = row.verdict.words + (f": {len(row.verdict.changed)} ({few})" if row.verdict.changed else "")
         table.add_row(
-            row.suite, row.which, each(lambda r: len(r.outcomes)), each(lambda r: len(r.failed)),
-            "" if row.which == "A" else each(lambda r: r.hits), each(lambda r: round(r.seconds)), f"{mark} {words}",
+            row.suite, row.which, _each(len(r.outcomes) for r in row.runs),
+            _each(len(r.failed) for r in row.runs), "" if row.which == "A" else _each(r.hits for r in row.runs),
+            _each(round(r.seconds) for r in row.runs), f"{mark} {words}",
         )
     return table
+
+
+def _words(text: str) -> list[str]:
+    return [part for part in text.split(",") if part]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -176,14 +183,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if bin_dir is None:
         say.print("no PostgreSQL server is installed on this machine (Debian: apt install postgresql)")
         return 3
-    split = lambda text: [part for part in text.split(",") if part]
-    wanted, status, rows = split(asked.suite) or list(SUITES), 0, []
+    wanted, status, rows = _words(asked.suite) or list(SUITES), 0, []
     for name in wanted:
         if name not in SUITES:
             parser.error(f"no such suite: {name}")
         try:
-            suite = Suite(name, split(asked.tests), asked.stand_in.split(), bin_dir)
-            rows += suite.passes(split(asked.passes), asked.repeat, say)
+            suite = Suite(name, _words(asked.tests), asked.stand_in.split(), bin_dir)
+            rows += suite.passes(_words(asked.passes), asked.repeat, say)
         except Unavailable as reason:
             say.print(f"[yellow]{name}: not to be had on this machine[/]: {reason}", highlight=False)
             status = max(status, 1 if asked.suite else 0)
