@@ -41,8 +41,8 @@ __all__ = ["SETTLE_NS", "Coverage"]
 
 SETTLE_NS = 1_000_000_000
 _PENDING = 256
-# Alarms that name a transaction, or come from a look at the catalogue. Others may have been raised too early.
-_OWN = frozenset({"starting", "empty_transaction", "ddl", "unknown_relation", "changed_poll"})
+# Alarms of ours without a transaction; the others come from the proxy and may have been raised too early.
+_OWN = frozenset({"starting", "changed_poll"})
 
 
 class Coverage:
@@ -163,10 +163,13 @@ class Coverage:
         """Is there anything that a re-read begun now would settle?"""
         return self.running and (self.alarms.ready(self.visibility) or bool(self.settle_at and now >= self.settle_at))
 
-    def reread(self, view: CatalogueView, *, mark: int, began_at: int, insert: int) -> None:
-        """A re-read is complete; ``insert`` was asked after its snapshot, ``mark`` read before its first question."""
+    def reread(self, view: CatalogueView, *, differs: bool, mark: int, began_at: int, insert: int) -> None:
+        """A re-read is complete; ``insert`` was asked after its snapshot, ``mark`` read before its first question.
+
+        ``differs``: an earlier question of the same re-read saw another fingerprint than the one before.
+        """
         settling = bool(self.settle_at and began_at >= self.settle_at)
-        changed = view.fingerprint != self.fingerprint
+        changed = differs or view.fingerprint != self.fingerprint
         answered = self.alarms.answer(view.snapshot, mark)
         self.counters.rereads += 1
         if view.relations is not None:
@@ -179,7 +182,7 @@ class Coverage:
             self.settle_at, self.settle_changed = began_at + SETTLE_NS, True
         elif settling:
             self.settle_at, self.settle_changed = 0, False
-        elif not self.settle_at and any(alarm.reason not in _OWN for alarm in answered):
+        elif not self.settle_at and any(alarm.xid == -1 and alarm.reason not in _OWN for alarm in answered):
             self.settle_at = began_at + SETTLE_NS
         self.ledger.admit(self.relations.oids, max(self.received, self.target))
         self.fingerprint = view.fingerprint

@@ -10,7 +10,7 @@ proxy calls ``close_for_ddl`` before it passes such a statement on, and ``reopen
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 from distribcache.coherence.freshness import Freshness
@@ -77,7 +77,8 @@ class Databases:
         self._open: dict[str, Coherence] = {}
         self._clients: dict[str, int] = {}
         self._linger: dict[str, asyncio.TimerHandle] = {}
-        self._paused: dict[str, asyncio.Task[None]] = {}
+        self._ddl: dict[str, int] = {}
+        self._stopping: dict[str, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     def __iter__(self) -> Iterator[Coherence]:
@@ -102,32 +103,53 @@ class Databases:
             self._clients[name] = left
             return
         self._clients.pop(name, None)
-        if name in self._open and name not in self._linger:
+        if isinstance(self._open.get(name), PassThrough):
+            self._leave(name)
+        elif name in self._open and name not in self._linger:
             loop = asyncio.get_running_loop()
             self._linger[name] = loop.call_later(self._options.linger_s, self._leave, name)
 
     async def close_for_ddl(self, names: Iterable[str]) -> None:
-        """Leave these databases now; when it returns, nothing of ours is connected to any of them."""
-        await asyncio.gather(*(self._pause(name) for name in set(names) if name in self._open))
+        """Leave these databases now; when it returns, nothing of ours is connected to any of them.
+
+        They stay left until ``reopen`` was called as often.
+        """
+        for name in set(names):
+            self._ddl[name] = self._ddl.get(name, 0) + 1
+            if name in self._open and name not in self._stopping:
+                self._stop(name, self._open[name])
+        for name in set(names):
+            while name in self._stopping:
+                await asyncio.wait({self._stopping[name]})
 
     def reopen(self, names: Iterable[str]) -> None:
         """The statement has ended, well or not: follow again what still has clients; forget what has none."""
         for name in set(names):
-            if name in self._paused:
-                del self._paused[name]
+            left = self._ddl.get(name, 0) - 1
+            if left > 0:
+                self._ddl[name] = left
+            elif left == 0:
+                del self._ddl[name]
                 if self._clients.get(name):
                     self._start(name)
                 else:
                     self._leave(name)
+
+    def catalogue_alarm(self, reason: str) -> None:
+        """A change of roles, memberships or settings was seen: it concerns every database of the server."""
+        for coherence in self:
+            coherence.catalogue_alarm(reason)
 
     async def stop(self) -> None:
         """Leave all databases."""
         for timer in self._linger.values():
             timer.cancel()
         self._linger.clear()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await asyncio.gather(*(coherence.stop() for coherence in self._open.values()))
-        self._open.clear()
+        self._clients.clear()
+        for name in list(self._open):
+            self._leave(name)
+        while self._tasks:
+            await asyncio.wait(self._tasks)
 
     def _make(self, name: str) -> Coherence:
         if name in _TEMPLATES:
@@ -137,17 +159,14 @@ class Databases:
         followed = sum(1 for coherence in self._open.values() if coherence.mode == "wal")
         if followed >= self._options.max_databases:
             return PassThrough(name, "too_many_databases")
-        return DatabaseCoherence(self._conninfo, name, self._options, self._log)
+        coherence = DatabaseCoherence(self._conninfo, name, self._options, self._log)
+        # What changed there may be shared by all databases: look at once instead of at the next poll.
+        coherence.alarm_listeners.append(self._look_elsewhere)
+        return coherence
 
     def _start(self, name: str) -> None:
-        if name not in self._paused:
+        if name in self._open and name not in self._ddl:
             self._spawn(self._open[name].start())
-
-    async def _pause(self, name: str) -> None:
-        task = self._paused.get(name)
-        if task is None:
-            task = self._paused[name] = asyncio.ensure_future(self._open[name].stop())
-        await asyncio.shield(task)
 
     def _leave(self, name: str) -> None:
         self._linger.pop(name, None)
@@ -155,9 +174,24 @@ class Databases:
             return
         coherence = self._open.pop(name, None)
         if coherence is not None:
-            self._spawn(coherence.stop())
+            self._stop(name, coherence)
 
-    def _spawn(self, work: Any) -> None:
+    def _stop(self, name: str, coherence: Coherence) -> None:
+        task = self._stopping[name] = self._spawn(coherence.stop())
+
+        def done(_: asyncio.Task[None]) -> None:
+            if self._stopping.get(name) is task:
+                del self._stopping[name]
+
+        task.add_done_callback(done)
+
+    def _look_elsewhere(self, origin: str) -> None:
+        for coherence in self:
+            if coherence.name != origin:
+                coherence.schedule_poll()
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task

@@ -53,12 +53,13 @@ class Snapshot:
 class Visibility:
     """The set of unproved commits of one stream."""
 
-    __slots__ = ("_at_start", "_unproved", "seen_start")
+    __slots__ = ("_at_start", "_unproved", "proved", "seen_start")
 
     def __init__(self) -> None:
         self._unproved: dict[int, int] = {}  # xid → end of its commit record, in stream order
         self._at_start: frozenset[int] = frozenset()
         self.seen_start = False
+        self.proved = 0
 
     def received(self, xid: int, lsn: int) -> None:
         """A commit record has arrived."""
@@ -75,8 +76,10 @@ class Visibility:
             self._at_start = snapshot.running
             self.seen_start = True
         sees = snapshot.sees
-        for xid in [xid for xid in self._unproved if sees(xid)]:
+        done = [xid for xid in self._unproved if sees(xid)]
+        for xid in done:
             del self._unproved[xid]
+        self.proved += len(done)
 
     @property
     def defined(self) -> bool:

@@ -1,0 +1,346 @@
+"""What goes on while a link is up: the rhythm of probes, of looks at the catalogue and of feedback.
+
+* Probes (R3): at once when a hit waits for a time that no answer covers yet; every 2 ms while a received commit is
+  unproved and there is traffic, more slowly while nothing new is proved (a commit that waits for a standby); else
+  every quarter of ``max_staleness``, with traffic only. Without traffic once a second as long as something is
+  unproved.
+* A probe whose position the stream does not reach at once is followed by a ping. If the server has not even flushed
+  that far and a hit waits, it is made to flush, every 10 ms at most (R5).
+* The catalogue is read again when an alarm, a poll or the settling of a change asks for it (R6). Polls need traffic.
+* One timer, 20 times a second while there is traffic and once a second otherwise, does what nobody else calls for,
+  and notices connections that have gone silent.
+
+Every callback ends by publishing and by deciding whether the next probe is due (``_drive``). ``lose`` is called when
+the link must end; it calls ``stop``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import psycopg
+
+from distribcache.clock import now_ns
+from distribcache.coherence.coverage import Coverage
+from distribcache.coherence.link import Link
+from distribcache.coherence.options import Options
+from distribcache.coherence.probe import Answer, Probe
+from distribcache.coherence.reader import Reader
+from distribcache.coherence.reasons import NotServing
+from distribcache.errors import UpstreamError
+
+__all__ = ["Following"]
+
+_MS = 1_000_000
+_UNPROVED_NS = 2 * _MS
+_UNPROVED_MOST_NS = 64 * _MS
+_FLUSH_NS = 10 * _MS
+_NUDGE_S = 0.001
+_ACTIVE_NS = 2000 * _MS
+_MANNERS_NS = 5000 * _MS
+_PROBE_LOST_NS = 20_000 * _MS
+_STREAM_LOST_NS = 30_000 * _MS
+_KEPT = 16  # times max_wal_lag: what other people's open transactions may make our slot hold back
+
+
+class Following:
+    """One link in use, feeding one coverage."""
+
+    def __init__(self, link: Link, coverage: Coverage, options: Options, lose: Callable[[NotServing], None]) -> None:
+        self.link = link
+        self.coverage = coverage
+        self.options = options
+        self.lose = lose
+        self.counters = coverage.counters
+        self.quarter_ns = int(options.max_staleness_s * 1e9) // 4
+        self.reader = Reader(
+            link.stream,
+            on_commit=coverage.commit,
+            on_position=coverage.position,
+            on_slice=self._on_slice,
+            on_lost=lambda error: lose(NotServing("reader_lost", str(error)[:300])),
+        )
+        self.probe = Probe(
+            link.probe,
+            on_answer=self._on_answer,
+            on_lost=lambda error: lose(NotServing("reader_lost", f"the probe: {error}"[:300])),
+        )
+        self.up = False
+        self._loop = asyncio.get_running_loop()
+        self._catalogue: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._soon: asyncio.TimerHandle | None = None
+        self._flushing: asyncio.TimerHandle | None = None
+        self._work = asyncio.Event()
+        self._poll_wanted = False
+        self._waiters: list[tuple[int, asyncio.Future[bool]]] = []
+        self._traffic = True
+        self._active_until = 0
+        self._answered = 0  # when the newest answered probe was asked
+        self._gap_ns = _UNPROVED_NS
+        self._flushed_at = 0
+        self._manners_at = 0
+        coverage.on_fresh = self._on_fresh
+
+    async def start(self) -> None:
+        """Begin to stream. Raises NotServing or psycopg.Error."""
+        link = self.link
+        await self.probe.start()
+        self.coverage.begin(link.start, link.segment)
+        self.up = True
+        try:
+            await self.reader.start(link.slot, link.start)
+        except UpstreamError as error:
+            raise NotServing("reader_lost", error.message) from error
+        await link.manners()
+        self.reader.allow_feedback()
+        self._manners_at = now_ns()
+        self._catalogue = asyncio.create_task(self._watch(), name="catalogue")
+        self._tick()
+
+    def stop(self) -> None:
+        """Nothing is called from here on; hits that wait get False."""
+        if not self.up:
+            return
+        self.up = False
+        self.reader.stop()
+        self.probe.stop()
+        self.counters.rows += self.reader.rows
+        self.counters.flushes += self.probe.flushes
+        for timer in (self._timer, self._soon, self._flushing):
+            if timer is not None:
+                timer.cancel()
+        waiters, self._waiters = self._waiters, []
+        for _, future in waiters:
+            _resolve(future, False)
+
+    async def close(self) -> None:
+        """Stop, and close the connections; returns when the server's processes have ended."""
+        self.stop()
+        if self._catalogue is not None:
+            self._catalogue.cancel()
+            await asyncio.wait({self._catalogue})
+        await self.link.close()
+
+    # -- what hits ask for
+
+    def wait_fresh(self, floor_ns: int, timeout_s: float) -> asyncio.Future[bool]:
+        """True as soon as ``fresh_at >= floor_ns``; False after ``timeout_s``, or when the link ends."""
+        future: asyncio.Future[bool] = self._loop.create_future()
+        self._waiters.append((floor_ns, future))
+        timer = self._loop.call_later(timeout_s, _resolve, future, False)
+        future.add_done_callback(lambda _: timer.cancel())
+        self.note_traffic()
+        if self.coverage.limit_at() < floor_ns:
+            self._work.set()
+        self._drive()
+        return future
+
+    def note_traffic(self) -> None:
+        """Probes and polls keep up with whoever uses the database."""
+        if not self._traffic:
+            self._traffic = True
+            if self.up and now_ns() > self._active_until:
+                if self._timer is not None:
+                    self._timer.cancel()
+                self._tick()
+
+    def look_soon(self, *, poll: bool) -> None:
+        """An alarm was raised; or, with ``poll``, something may have changed the catalogue unseen."""
+        self._poll_wanted = self._poll_wanted or poll
+        self._work.set()
+
+    # -- the stream and the probe
+
+    def _on_slice(self) -> None:
+        coverage = self.coverage
+        coverage.publish()
+        if coverage.alarms and coverage.wants_reread(0):
+            self._work.set()
+        self._drive()
+
+    def _on_answer(self, answer: Answer) -> None:
+        asked_at, received, snapshot, insert, flushed = answer
+        coverage, visibility = self.coverage, self.coverage.visibility
+        proved = visibility.proved
+        if not coverage.observe(asked_at, received, snapshot, insert):
+            self.lose(NotServing("log_went_back"))
+            return
+        self._answered = asked_at
+        self.counters.probe_ns += now_ns() - asked_at
+        self._gap_ns = _UNPROVED_NS if visibility.proved > proved else min(2 * self._gap_ns, _UNPROVED_MOST_NS)
+        coverage.publish()
+        if insert - coverage.received > self.options.max_wal_lag:
+            self.lose(NotServing("wal_lag", f"the change stream is {(insert - coverage.received) >> 20} MB behind"))
+            return
+        if coverage.wants_reread(0):
+            self._work.set()
+        if coverage.pending:
+            self._nudge(flush=flushed < coverage.pending[-1][1])
+        self._drive()
+
+    def _nudge(self, *, flush: bool) -> None:
+        """The stream has not reached a position: ask where it is, and soon have the log flushed if that is missing."""
+        if not self.up:
+            return
+        self.counters.pings += 1
+        self.reader.ping()
+        if flush and self._flushing is None:
+            self._flushing = self._loop.call_later(_NUDGE_S, self._flush)
+
+    def _flush(self) -> None:
+        self._flushing = None
+        coverage, now = self.coverage, now_ns()
+        late = bool(coverage.pending) and any(not future.done() for _, future in self._waiters)
+        if not self.up or not self.probe.may_flush or not (late or coverage.applied < coverage.target):
+            return
+        wait = self._flushed_at + _FLUSH_NS - now
+        if wait <= 0 and self.probe.flush():
+            self._flushed_at = now
+        else:
+            self._flushing = self._loop.call_later(max(_NUDGE_S, wait / 1e9), self._flush)
+
+    def _on_fresh(self, fresh_at: int) -> None:
+        self.counters.fences += 1
+        if self._waiters:
+            waiters, self._waiters = self._waiters, []
+            for waiter in waiters:
+                if waiter[0] <= fresh_at:
+                    _resolve(waiter[1], True)
+                elif not waiter[1].done():
+                    self._waiters.append(waiter)
+
+    def _drive(self) -> None:
+        """Send the next probe, now or a little later, if one is due."""
+        if not self.up or self.probe.busy:
+            return
+        coverage, now = self.coverage, now_ns()
+        self._waiters = [waiter for waiter in self._waiters if not waiter[1].done()]
+        visibility = coverage.visibility
+        if not visibility.seen_start or any(floor > self._answered for floor, _ in self._waiters):
+            self.probe.ask(coverage.received)
+            return
+        active = self._is_active(now)
+        if len(visibility):
+            gap = self._gap_ns if active else 1000 * _MS
+        elif active:
+            gap = self.quarter_ns
+        else:
+            return
+        due = self._answered + gap
+        if now >= due:
+            self.probe.ask(coverage.received)
+        elif self._soon is None or self._soon.when() > self._loop.time() + (due - now) / 1e9 + 0.0005:
+            if self._soon is not None:
+                self._soon.cancel()
+            self._soon = self._loop.call_later((due - now) / 1e9, self._later)
+
+    def _later(self) -> None:
+        self._soon = None
+        self._drive()
+
+    def _is_active(self, now: int) -> bool:
+        # Until hits are possible there is work to do, traffic or not.
+        return self._traffic or now < self._active_until or not self.coverage.serving
+
+    # -- the timer
+
+    def _tick(self) -> None:
+        self._timer = None
+        now = now_ns()
+        if self._traffic:
+            self._traffic = False
+            self._active_until = now + _ACTIVE_NS
+        self.reader.tick(now)
+        if self.up and self.probe.asked_at and now - self.probe.asked_at > _PROBE_LOST_NS:
+            self.lose(NotServing("reader_lost", "the probe got no answer"))
+        if self.up and now - self.reader.heard_at > _STREAM_LOST_NS:
+            self.lose(NotServing("reader_lost", "the change stream is silent"))
+        if self._stopped():
+            return
+        active = self._is_active(now)
+        if self._due(now, active=active):
+            self._work.set()
+        self._drive()
+        self._timer = self._loop.call_later(0.05 if active else 1.0, self._tick)
+
+    def _stopped(self) -> bool:
+        return not self.up
+
+    def _due(self, now: int, *, active: bool) -> bool:
+        coverage = self.coverage
+        if now - self._manners_at >= _MANNERS_NS or coverage.wants_reread(now):
+            return True
+        if not active or not coverage.full_at:
+            return False
+        return now - coverage.full_at >= coverage.full_poll_ns or now - coverage.quick_at >= coverage.quick_poll_ns
+
+    # -- the catalogue
+
+    async def _watch(self) -> None:
+        """Look at the catalogue whenever that is due."""
+        try:
+            while True:
+                await self._work.wait()
+                self._work.clear()
+                while self.up and await self._look():
+                    pass
+        except NotServing as state:
+            self.lose(state)
+        except (psycopg.Error, OSError, ValueError, IndexError, StopIteration) as error:
+            self.lose(NotServing("reader_lost", f"the catalogue: {error}"[:300]))
+
+    async def _look(self) -> bool:
+        """Do one thing that is due; False when nothing is."""
+        coverage, now = self.coverage, now_ns()
+        polls = bool(coverage.full_at) and self._is_active(now)
+        if coverage.wants_reread(now) or self._poll_wanted:
+            self._poll_wanted = False
+            await self._reread()
+        elif now - self._manners_at >= _MANNERS_NS:
+            self._manners_at = now
+            kept, insert = await self.link.manners()
+            if max(insert - coverage.received, kept // _KEPT) > self.options.max_wal_lag:
+                raise NotServing("wal_lag", f"the slot holds {kept >> 20} MB of log back")
+        elif polls and now - coverage.full_at >= coverage.full_poll_ns:
+            self.counters.polls += 1
+            await self._reread()
+        elif polls and now - coverage.quick_at >= coverage.quick_poll_ns:
+            self.counters.polls += 1
+            quick = await self.link.catalogue.quick()
+            if self.up:
+                coverage.polled(quick, now)
+        else:
+            return False
+        if self.up:
+            coverage.publish()
+            self._drive()
+        return True
+
+    async def _reread(self) -> None:
+        """Look at all of the catalogue, and tell the ledger what follows from it (R6)."""
+        coverage, began = self.coverage, now_ns()
+        mark = coverage.alarms.mark
+        view, insert, differs = await self.link.catalogue.fingerprint(), 0, False
+        settling = bool(coverage.settle_at and began >= coverage.settle_at)
+        if self._stopped():
+            return
+        if view.fingerprint != coverage.fingerprint or settling:
+            differs = view.fingerprint != coverage.fingerprint
+            if differs and not coverage.alarms:
+                coverage.catalogue_alarm("changed_poll")
+            began, mark = now_ns(), coverage.alarms.mark
+            view, insert = await self.link.catalogue.read_all()
+            if self._stopped():
+                return
+        self.counters.reread_ns += now_ns() - began
+        coverage.reread(view, differs=differs, mark=mark, began_at=began, insert=insert)
+        coverage.publish()
+        if coverage.applied < coverage.target:
+            self._nudge(flush=True)
+
+
+def _resolve(future: asyncio.Future[bool], value: bool) -> None:
+    if not future.done():
+        future.set_result(value)
