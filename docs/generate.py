@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from distribcache.config.sections import Settings, fields, value_text
 from distribcache.query import Consistency
+from distribcache.sql.cacheability import REFUSALS
 
 HERE = Path(__file__).parent
 NOTE = "<!-- Written by docs/generate.py from the code. Change the code, then run `make docs`. -->\n\n"
@@ -24,6 +25,7 @@ def pages() -> dict[str, str]:
         "reference/configuration.md": configuration(),
         "reference/distribcache.toml": "\n".join(_example()) + "\n",
         "reference/commands.md": commands(),
+        "reference/refusals.md": refusals(),
     }
 
 
@@ -66,6 +68,20 @@ def _example() -> Iterator[str]:
             yield f"{key} = {value}" if bare else f'# {key} = ""' if not value else f'{key} = "{value}"'
 
 
+def refusals() -> str:
+    lines = [
+        NOTE + "# Why a read is not cached",
+        "",
+        "Every refusal has a stable code: `SHOW distribcache.last` and `distribcache explain` name it, "
+        + "`SHOW distribcache.refusals` and the metric `distribcache_refused_reads_total` count it.",
+        "",
+        "| code | why |",
+        "|---|---|",
+        *(f'| <a id="{code}"></a>`{code}` | {why} |' for code, why in REFUSALS.items()),
+    ]
+    return "\n".join(lines) + "\n"
+
+
 def commands() -> str:
     """Every command with its arguments and options, from the declarations: rendered help differs by typer's version."""
     import typer.main
@@ -82,7 +98,7 @@ def commands() -> str:
     for name, command in sorted(commands.items()):
         arguments = [p for p in command.params if p.param_type_name == "argument"]
         options = [p for p in command.params if p.param_type_name == "option"]
-        usage = " ".join(["distribcache", name, *(str(p.human_readable_name).upper() for p in arguments)])
+        usage = " ".join(["distribcache", name, *(str(p.metavar or p.name).upper() for p in arguments)])
         lines += ["", f"## {usage}", "", _paragraphs(command.help)]
         if options:
             lines += ["", "| option | what it does |", "|---|---|"]

@@ -13,11 +13,11 @@ from typing import Any
 
 import psycopg
 import pytest
-
-from distribcache.cli.postgres import Postgres
 from fix_cli import Cli
 from fix_postgres import Database, MakePostgres
 from wait import until
+
+from distribcache.cli.postgres import Postgres
 
 
 def checks(outcome: Any) -> dict[str, dict[str, Any]]:

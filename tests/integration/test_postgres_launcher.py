@@ -12,10 +12,10 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from wait import until
 
 from distribcache.cli.postgres import Postgres, embedded_bin_dir
 from distribcache.errors import UpstreamError
-from wait import until
 
 
 def ask(server: Postgres, question: str) -> str:

@@ -7,10 +7,10 @@ from typing import Any
 
 import psycopg
 import pytest
-
-from distribcache.cli import objects
 from fix_cli import Cli
 from fix_postgres import Database
+
+from distribcache.cli import objects
 
 OBJECTS = """
 SELECT 'schema' FROM pg_namespace WHERE nspname = 'distribcache'
