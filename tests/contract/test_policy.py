@@ -7,6 +7,7 @@ from collections import Counter
 from typing import get_args
 
 import pytest
+from entries import entry, hit_ratio, key, read, room_for, zipf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
@@ -15,7 +16,6 @@ from distribcache.entry import EXPIRES, TOUCHED, Entry
 from distribcache.tiers.base import Cause, Key
 from distribcache.tiers.eviction import MAX_CHANCES, POLICIES, Adaptive, PolicyName, _Queue
 from distribcache.tiers.hot import HotCache
-from entries import entry, hit_ratio, key, read, room_for, zipf
 
 NAMES: tuple[PolicyName, ...] = get_args(PolicyName)
 every_policy = pytest.mark.parametrize("policy", NAMES)
@@ -173,6 +173,12 @@ class PolicyMachine(RuleBasedStateMachine):
         stats = cache.stats()
         assert (stats.entries, stats.bytes_used, stats.refused) == (len(self.present), cache.bytes_used, self.oversize)
         assert stats.puts - sum(stats.evictions.values()) == len(self.present)
+        policy = cache._policy
+        if isinstance(policy, Adaptive):
+            assert policy._small_bytes == sum(cache.size_of(k, cache.entries[k]) for k in policy._in_small)
+            assert len(policy._small) == len(policy._in_small)
+            assert len(policy._small) + len(policy._main) == len(cache.entries)
+            assert len(policy._ghost) == len(policy._in_ghost)
 
 
 @every_policy
@@ -260,7 +266,7 @@ def test_adaptive_takes_back_what_left_too_early() -> None:
     lost = 195
     assert lost not in numbers(cache)
     read(cache, lost)  # the ghost remembers it: straight to the main queue
-    for number in range(1000, 1080):
+    for number in range(1000, 1500):
         read(cache, number)
     assert lost in numbers(cache)
 

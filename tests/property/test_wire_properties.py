@@ -7,12 +7,12 @@ from collections.abc import Callable
 
 from hypothesis import given
 from hypothesis import strategies as st
+from wire_cases import CASES, READABLE, Case
 
 from distribcache.errors import ProtocolError
 from distribcache.wire import messages as m
 from distribcache.wire.buffer import Flow, Inbox
 from distribcache.wire.startup import NEED_DATA, Startup, cancel_request, read_startup, startup_message
-from wire_cases import CASES, READABLE, Case
 
 names = st.binary(max_size=70).map(lambda raw: raw.replace(b"\0", b"_"))
 oids = st.lists(st.integers(0, 2**32 - 1), max_size=20)

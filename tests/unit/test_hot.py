@@ -8,13 +8,13 @@ from sys import getsizeof
 from typing import get_args
 
 import pytest
+from entries import entry, key
 
 from distribcache.entry import TOUCHED, Entry, make_entry
 from distribcache.errors import ConfigError
 from distribcache.tiers.base import Cause, Key
 from distribcache.tiers.eviction import POLICIES, PolicyName
 from distribcache.tiers.hot import HotCache
-from entries import entry, key
 
 NAMES: tuple[PolicyName, ...] = get_args(PolicyName)
 

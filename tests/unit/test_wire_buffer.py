@@ -6,11 +6,11 @@ import struct
 import tracemalloc
 
 import pytest
+from wire_cases import CASES, Case
 
 from distribcache.errors import ProtocolError
 from distribcache.wire.buffer import MAX_MESSAGE, Flow, Inbox
 from distribcache.wire.messages import Back, copy_data, data_row, query
-from wire_cases import CASES, Case
 
 LIMIT = 1000
 
@@ -117,6 +117,12 @@ def test_a_run_of_rows_is_one_piece() -> None:
     box.feed(b"".join(rows) + b"Z\0\0\0\5I" + rows[0] + rows[1][:4])
     assert list(box) == [(Back.DATA_ROW, b"".join(rows), 5), (ord("Z"), b"Z\0\0\0\5I", 1), (Back.DATA_ROW, rows[0], 1)]
     assert box.pending == 4
+
+
+def test_only_the_given_types_are_joined() -> None:
+    box = flow()
+    box.feed(query(b"a") + query(b"a"))
+    assert list(box) == [(ord("Q"), query(b"a"), 1)] * 2
 
 
 def test_a_long_message_comes_in_pieces() -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from wire_cases import CASES, OPEN_ENDED, READABLE, Case
 
 from distribcache.errors import ProtocolError
 from distribcache.wire import messages as m
-from wire_cases import CASES, OPEN_ENDED, READABLE, Case
 
 
 @pytest.mark.parametrize("case", CASES, ids=repr)
@@ -171,14 +171,18 @@ def test_encoders_refuse_what_the_wire_cannot_carry(make: object) -> None:
 class Huge(bytes):
     """Claims a length without having it."""
 
+    claimed = 2**30
+
     def __len__(self) -> int:
-        return 2**30
+        return self.claimed
 
     def __contains__(self, item: object) -> bool:
         return False
 
 
-def test_encoders_refuse_a_message_over_1_gib() -> None:
+@pytest.mark.parametrize("claimed", [2**30 - 4, 2**31, 2**32 + 5])
+def test_encoders_refuse_a_message_over_1_gib(monkeypatch: pytest.MonkeyPatch, claimed: int) -> None:
+    monkeypatch.setattr(Huge, "claimed", claimed)
     for make in (m.copy_data, m.password, lambda data: m.data_row([data]), lambda data: m.bind(b"", b"", [], [data])):
         with pytest.raises(ProtocolError, match="limit"):
             make(Huge())
