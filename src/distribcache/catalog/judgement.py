@@ -44,12 +44,12 @@ def judge_relation(relation: Relation, *, matviews: bool) -> Verdict:
         return Refusal("sequence", name), True
     if relation.persistence == "u":
         return Refusal("unlogged_relation", name), True
+    if relation.kind not in "rpvm":
+        return Refusal("unknown_relation", name), False
     if relation.method not in (None, "heap"):
         return Refusal("table_access_method", f"{name} ({relation.method})"), False
     if relation.kind == "m" and not matviews:
         return Refusal("materialized_view", name), True
-    if relation.kind not in "rpvm":
-        return Refusal("unknown_relation", name), False
     return _FINE
 
 

@@ -32,7 +32,7 @@ Ask = Callable[[str, Sequence[object]], Awaitable[list[tuple[Any, ...]]]]
 
 # Definitions that mention functions that have definitions …
 _ROUNDS = 8
-# The closure's estimated cost is far above its real one: compiling it takes seconds, planning it longer than running it.
+# The closure's estimated cost is far above its real one: compiling it takes seconds, planning longer than running.
 _CHEAPLY = (
     "SELECT pg_catalog.set_config('jit', 'off', false), "
     "pg_catalog.set_config('plan_cache_mode', 'force_generic_plan', false)"
@@ -174,25 +174,33 @@ def _functions(answer: Answer) -> Iterator[tuple[Refusal | None, bool]]:
 def _texts(answer: Answer, texts: list[Body]) -> Iterator[tuple[Refusal | None, bool]]:
     for body in texts:
         yield body.refusal, not body.effects
+        for name in body.names.relations:
+            # No dependency on these is recorded.
+            if name.schema in (None, "pg_catalog"):
+                yield Refusal("catalog_relation", f"{name} in {body.where}"), True
         for call in body.names.functions:
             if not answer.functions_of.get(call) and not call.keyword and not _is_cast(call, answer):
                 yield Refusal("unknown_function", f"{call} in {body.where}"), False
         if body.names.coercions:
-            names = body.names
-            if not body.session:
-                names = names._replace(
-                    coercions=tuple(
-                        one._replace(
-                            type=qualified(one.type),
-                            functions=tuple(_in_catalog(call) for call in one.functions),
-                            scans=tuple(_in_catalog(call) for call in one.scans),
-                        )
-                        for one in names.coercions
-                    )
-                )
+            names = _meant(body)
             reason = converts_text_to_time(names, answer, _columns(names, answer))
             if reason is not None:
                 yield Refusal(reason.code, f"{reason.detail} in {body.where}"), True
+
+
+def _meant(body: Body) -> Names:
+    """The names of a printed text, with those of conversions made explicit."""
+    if body.session:
+        return body.names
+    coercions = tuple(
+        one._replace(
+            type=qualified(one.type),
+            functions=tuple(_in_catalog(call) for call in one.functions),
+            scans=tuple(_in_catalog(call) for call in one.scans),
+        )
+        for one in body.names.coercions
+    )
+    return body.names._replace(coercions=coercions)
 
 
 def _in_catalog(call: FunctionCall) -> FunctionCall:
@@ -223,7 +231,8 @@ def _policies(answer: Answer, texts: list[Body]) -> Iterator[tuple[Refusal | Non
             names = body.names
             called = [answer.functions[oid] for call in names.functions for oid in answer.functions_of.get(call, ())]
             foreign = body.foreign or names.relations or any(map(_is_foreign, (*names.types, *names.operators)))
-            if body.refusal or foreign or names.coercions or any(one.volatility != "i" for one in called):
+            converts = converts_text_to_time(_meant(body), answer, [relation.columns])
+            if body.refusal or foreign or converts or any(one.volatility != "i" for one in called):
                 pure = not body.effects and not foreign and all(judge_function(one)[1] for one in called)
                 yield Refusal("row_security", body.where), pure
 

@@ -18,7 +18,7 @@ __all__ = ["EXTENSION_DENIED", "EXTENSION_STABLE", "IMMUTABLE_DENIED", "IMPURE",
 # Immutable by the catalogue; they read the timeline or the catalogue.
 IMMUTABLE_DENIED = frozenset({"pg_walfile_name", "pg_walfile_name_offset", "pg_partition_root"})
 
-TIME = frozenset("now transaction_timestamp statement_timestamp clock_timestamp timeofday age".split())
+TIME = frozenset("now transaction_timestamp statement_timestamp clock_timestamp timeofday age timetz".split())
 
 STABLE = frozenset(
     # Dates and times: TimeZone, lc_time.
@@ -68,5 +68,5 @@ EXTENSION_STABLE = frozenset(
 # Of extensions: immutable by the catalogue; they turn stored text into any type, or read something else.
 EXTENSION_DENIED = frozenset({"populate_record", "st_transform", "st_asgml", "postgis_transform_geometry"})
 
-# bool, int8, int2, int4, float4, float8, date, time, timestamp, timestamptz, interval, numeric: never text.
-PLAIN_TYPES = frozenset({16, 20, 21, 23, 700, 701, 1082, 1083, 1114, 1184, 1186, 1700})
+# bool, int8, int2, int4, float4, float8, date, time, timestamp, timestamptz, interval, timetz, numeric: never text.
+PLAIN_TYPES = frozenset({16, 20, 21, 23, 700, 701, 1082, 1083, 1114, 1184, 1186, 1266, 1700})
