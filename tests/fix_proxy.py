@@ -2,11 +2,13 @@
 
 ``make_proxy``   ``make_proxy(url, {"l1.policy": "lru"})``; ended with the test. Waits until clients are accepted, and by
                  default until hits are served.
+``make_inner_proxy``  the same inside the test's process, for tests that mute a rule
 ``proxy``        one in front of the test's ``database``, serving
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -15,14 +17,18 @@ import sys
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import IO, Any
 
 import psycopg
 import pytest
 from fix_postgres import Database
 from wait import until
+
+from distribcache.cli.serve import Proxy
+from distribcache.coherence.reader import Reader
+from distribcache.config import load
 
 _FACTS = re.compile(r"distribcache \S+ on ([\d.]+):(\d+) .* admin http://([\d.]+):(\d+)/")
 
@@ -37,6 +43,7 @@ class ProxyProcess:
     port: int = 0
     admin: str = ""
     log: list[str] = field(default_factory=list)
+    reader: threading.Thread | None = None
 
     @property
     def pid(self) -> int:
@@ -76,6 +83,11 @@ class ProxyProcess:
                 self.process.kill()
                 self.process.wait()
                 raise
+        if self.reader is not None:
+            self.reader.join(5)
+        for stream in (self.process.stdout, self.process.stderr):
+            if stream is not None:
+                stream.close()
 
 
 def last(connection: psycopg.Connection[Any]) -> dict[str, Any]:
@@ -86,11 +98,17 @@ def last(connection: psycopg.Connection[Any]) -> dict[str, Any]:
     return dict(zip((column.name for column in cursor.description), row, strict=True))
 
 
+def _gather(stream: IO[str], log: list[str]) -> None:
+    for line in stream:
+        log.append(line)
+
+
 MakeProxy = Callable[..., ProxyProcess]
 
 
-@pytest.fixture
-def make_proxy() -> Iterator[MakeProxy]:
+@contextmanager
+def proxies() -> Iterator[MakeProxy]:
+    """Start proxies that live as long as the context: for fixtures of any scope."""
     running: list[ProxyProcess] = []
 
     def make(
@@ -104,7 +122,9 @@ def make_proxy() -> Iterator[MakeProxy]:
         proxy = ProxyProcess(process, url.rpartition("/")[2].partition("?")[0])
         running.append(proxy)
         assert process.stdout is not None and process.stderr is not None
-        threading.Thread(target=lambda: proxy.log.extend(process.stderr or ()), daemon=True).start()
+        reader = threading.Thread(target=_gather, args=(process.stderr, proxy.log), daemon=True)
+        reader.start()
+        proxy.reader = reader
         facts = _FACTS.match(process.stdout.readline())
         assert facts is not None, "".join(proxy.log)
         proxy.host, proxy.port = facts[1], int(facts[2])
@@ -113,11 +133,77 @@ def make_proxy() -> Iterator[MakeProxy]:
             until(proxy.serving, lambda: f"never serving: {proxy.status()['databases']} {''.join(proxy.log)}")
         return proxy
 
-    yield make
-    for proxy in running:
-        proxy.stop()
+    try:
+        yield make
+    finally:
+        for proxy in running:
+            proxy.stop()
+
+
+@pytest.fixture
+def make_proxy() -> Iterator[MakeProxy]:
+    with proxies() as make:
+        yield make
 
 
 @pytest.fixture
 def proxy(database: Database, make_proxy: MakeProxy) -> ProxyProcess:
     return make_proxy(database.url())
+
+
+class InnerProxy:
+    """The proxy in a thread of the test's own process, so that a test can look inside, mute a rule or hold the stream."""
+
+    def __init__(self, url: str, settings: Mapping[str, str]) -> None:
+        self.database = url.rpartition("/")[2].partition("?")[0]
+        self.log: list[str] = []
+        self._settings = load(None, {"upstream.url": url, "listen.address": "127.0.0.1:0", "admin.address": "127.0.0.1:0", **settings})
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+        self.proxy = Proxy(self._settings, self.log.append)
+        self.call(self.proxy.start())
+        self.host, self.port = self.proxy.address
+        until(lambda: any(each.serving for each in self.proxy.databases), lambda: f"never serving: {self.log}")
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_forever()
+
+    def call(self, work: Coroutine[Any, Any, Any], seconds: float = 20.0) -> Any:
+        """Run a coroutine on the proxy's loop and wait for it."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(seconds)
+
+    def conninfo(self, user: str = "postgres", **more: object) -> str:
+        parts = {"host": self.host, "port": self.port, "user": user, "dbname": self.database, **more}
+        return " ".join(f"{key}='{value}'" for key, value in parts.items())
+
+    def connect(self, user: str = "postgres", *, autocommit: bool = True, **more: Any) -> psycopg.Connection[Any]:
+        return psycopg.connect(self.conninfo(user), autocommit=autocommit, **more)
+
+    def hold_stream(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """From now on nothing of the change stream arrives, as if it were late: after the next commit W is behind."""
+        monkeypatch.setattr(Reader, "_slice", lambda *_: False)
+
+    def stop(self) -> None:
+        self.call(self.proxy.stop())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(10)
+        self._loop.close()
+
+
+MakeInnerProxy = Callable[..., InnerProxy]
+
+
+@pytest.fixture
+def make_inner_proxy() -> Iterator[MakeInnerProxy]:
+    running: list[InnerProxy] = []
+
+    def make(url: str, settings: Mapping[str, str] | None = None) -> InnerProxy:
+        proxy = InnerProxy(url, settings or {})
+        running.append(proxy)
+        return proxy
+
+    yield make
+    for proxy in running:
+        proxy.stop()

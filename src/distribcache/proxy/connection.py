@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import ssl
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from distribcache.errors import ClientError, DistribCacheError, ProtocolError, UpstreamError
 from distribcache.proxy.answer import fatal
@@ -61,11 +61,10 @@ class Connection(asyncio.Protocol):
     # ---- the client's socket ----------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.client = transport
+        self.client = client = cast(asyncio.Transport, transport)  # uvloop's transports are no subclasses
         if self._counted:  # the same client, now behind TLS
             return
-        transport.set_write_buffer_limits(high=_HIGH_WATER)
+        client.set_write_buffer_limits(high=_HIGH_WATER)
         self._counted = True
         refusal = self.listener.admit(self)
         if refusal is not None:

@@ -17,6 +17,7 @@ from distribcache.query import WorkloadType
 from distribcache.tiers.base import Cause
 from distribcache.tiers.hot import HotCache
 
+
 if TYPE_CHECKING:
     from distribcache.proxy.session import Session
 
@@ -44,6 +45,7 @@ class Totals:
     __slots__ = (
         "bypasses",
         "cancels",
+        "failures",
         "fills",
         "hits",
         "misses",
@@ -106,7 +108,9 @@ class Node:
         known = self._known.get(name)
         if known is None or known.coherence is not coherence:
             known = self._known[name] = Database(
-                coherence, Analyst(coherence.ask, coherence.ledger.slot_of, coherence.visible, coherence.schema_lsn)
+                coherence, Analyst(
+                    coherence.ask, coherence.slot_of, coherence.visible, coherence.schema_lsn
+                )
             )
         return known
 

@@ -97,7 +97,6 @@ class Replies:
     __slots__ = (
         "_stream",
         "_stream_fill",
-        "_stream_ours",
         "_tail",
         "copying_in",
         "on_notification",
@@ -124,7 +123,6 @@ class Replies:
         self.on_notification = on_notification
         self._tail = b""
         self._stream = 0
-        self._stream_ours = False
         self._stream_fill: Fill | None = None
 
     def expect(self, op: Op) -> None:
@@ -147,10 +145,9 @@ class Replies:
             self._stream -= pos
             if self._stream_fill is not None:
                 self._stream_fill.add(data[:pos])
-            if not self._stream_ours:
-                out.append(data if pos == len(data) else data[:pos])
+            out.append(data if pos == len(data) else data[:pos])
             if pos == len(data):
-                return out[0] if out else b""
+                return data
         if self._tail:
             data = self._tail + data[pos:]
             self._tail = b""
@@ -173,14 +170,9 @@ class Replies:
                 raise ProtocolError(f"message {chr(kind)!r} from the server in reply to {chr(head.kind)!r}")
             ours = head is not None and head.ours and kind not in _ALWAYS_RELAYED
             if end > size:
-                if kind in _STREAMED:
+                if kind in _STREAMED and not ours:
                     self._stream = end - size
-                    self._stream_ours = ours
                     self._stream_fill = None if head is None else head.fill
-                    if ours:
-                        if start < pos:
-                            out.append(data[start:pos])
-                        start = size
                     pos = size
                 elif length > CONTROL_CAP:
                     raise ProtocolError(f"message {chr(kind)!r} from the server has {length} bytes")

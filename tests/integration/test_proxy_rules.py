@@ -1,0 +1,174 @@
+"""Coherence rules that the proxy has to keep, each with the sabotage that turns its assertion.
+
+The stream is held in most of them, so nothing but the rule stands between the reader and an old answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import psycopg
+import pytest
+from fix_postgres import Database
+from fix_proxy import InnerProxy, MakeInnerProxy, last
+from rawclient import RawClient
+from wait import until
+
+from distribcache.proxy import extended, session, simple
+from distribcache.proxy.effects import NEUTRAL
+from distribcache.wire.messages import FLUSH, SYNC, bind, execute, parse
+
+READ = "SELECT value FROM stock WHERE id = 1"
+
+
+@pytest.fixture
+def stock(database: Database) -> Database:
+    database.execute("CREATE TABLE stock (id int PRIMARY KEY, value int)", "INSERT INTO stock VALUES (1, 1)")
+    return database
+
+
+@pytest.fixture
+def proxy(stock: Database, make_inner_proxy: MakeInnerProxy) -> InnerProxy:
+    return make_inner_proxy(stock.url(), {"freshness.max_staleness": "30s"})
+
+
+def warm(connection: psycopg.Connection[object], sql: str = READ) -> None:
+    def hit() -> bool:
+        connection.execute(sql)
+        return bool(last(connection)["status"] == "hit")
+
+    until(hit, lambda: f"never a hit: {last(connection)}")
+
+
+def neutral(*_args: object, **_kwargs: object) -> object:
+    return NEUTRAL
+
+
+LOCKS = {
+    "advisory lock": "SELECT pg_advisory_xact_lock(42)",
+    "for update": "SELECT 1 FROM stock WHERE id = 1 FOR UPDATE",
+    "lock table": "LOCK TABLE stock IN EXCLUSIVE MODE",
+}
+
+
+@pytest.mark.parametrize("lock", LOCKS.values(), ids=LOCKS.keys())
+@pytest.mark.parametrize("muted", [False, True], ids=["kept", "muted"])
+@pytest.mark.parametrize("consistency", ["eventual", "session"])
+def test_trap_11_lock_then_read_must_read(
+    stock: Database, proxy: InnerProxy, monkeypatch: pytest.MonkeyPatch, lock: str, muted: bool, consistency: str
+) -> None:
+    with proxy.connect(cursor_factory=psycopg.ClientCursor) as connection:
+        connection.execute(f"SET distribcache.consistency = {consistency}")
+        warm(connection)
+        if muted:
+            monkeypatch.setattr(simple, "effects", neutral)
+        proxy.hold_stream(monkeypatch)
+        stock.execute("UPDATE stock SET value = 2")
+        connection.execute("BEGIN")
+        connection.execute(lock)
+        seen = connection.execute(READ).fetchone()
+        connection.execute("COMMIT")
+        assert seen == ((1,) if muted else (2,))
+
+
+@pytest.mark.parametrize("muted", [False, True], ids=["kept", "muted"])
+def test_trap_11_session_lock_then_read_must_read(
+    stock: Database, proxy: InnerProxy, monkeypatch: pytest.MonkeyPatch, muted: bool
+) -> None:
+    """A lock taken outside a transaction: the floor of ``session`` is what makes the next read go to the server."""
+    with proxy.connect(cursor_factory=psycopg.ClientCursor) as connection:
+        warm(connection)
+        if muted:
+            monkeypatch.setattr(simple, "effects", neutral)
+        proxy.hold_stream(monkeypatch)
+        stock.execute("UPDATE stock SET value = 2")
+        connection.execute("SELECT pg_advisory_lock(42)")
+        assert connection.execute(READ).fetchone() == ((1,) if muted else (2,))
+        connection.execute("SELECT pg_advisory_unlock(42)")
+
+
+def test_trap_11_notify_then_read_must_read(stock: Database, proxy: InnerProxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    with proxy.connect() as connection:
+        connection.execute("LISTEN changed")
+        warm(connection)
+        proxy.hold_stream(monkeypatch)
+        stock.execute("UPDATE stock SET value = 2", "NOTIFY changed")
+        assert [note.channel for note in connection.notifies(timeout=10, stop_after=1)] == ["changed"]
+        assert connection.execute(READ).fetchone() == (2,)
+
+
+@pytest.mark.parametrize("muted", [False, True], ids=["kept", "muted"])
+def test_trap_9_a_portal_bound_before_a_commit_never_fills(
+    stock: Database, proxy: InnerProxy, monkeypatch: pytest.MonkeyPatch, muted: bool
+) -> None:
+    """Bind takes the snapshot: what Execute returns after another's commit is old, and must not be stored as new."""
+    with RawClient(proxy.host, proxy.port, stock.name) as client, proxy.connect() as connection:
+        warm(connection)
+        if muted:  # fill at Execute, as if it took the snapshot
+            fill_at_execute(monkeypatch)
+        client.send(parse(b"s", READ.encode()) + bind(b"", b"s") + FLUSH)
+        client.until(b"2")
+        stock.execute("UPDATE stock SET value = 2")
+        until(lambda: connection.execute(READ).fetchone() == (2,), "the write never arrived")
+        client.send(execute(b"") + SYNC)
+        assert client.rows_until_ready() == [[b"1"]]
+        client.send(bind(b"", b"s") + execute(b"") + SYNC)
+        assert client.rows_until_ready() == ([[b"1"]] if muted else [[b"2"]])
+
+
+def fill_at_execute(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sabotage: treat an Execute alone as the run that it ends, with F read when it is sent."""
+    original: Callable[..., object] = extended.group
+    kept: dict[int, bytes] = {}
+
+    def group(s: session.Session, data: bytes, messages: list[extended.Message], ended: int) -> bool:
+        kinds = [message.kind for message in messages]
+        if kinds and kinds[-1] == ord("B"):
+            kept[id(s)] = data[messages[-1].start : messages[-1].end]
+        if kinds == [ord("E")] and id(s) in kept:
+            bound = kept.pop(id(s))
+            whole = bound + data
+            run = extended.cut([extended.parse_message(whole, 0, len(bound)), extended.parse_message(whole, len(bound), len(whole) - 5)])
+            statement = s.statements[b"s"]
+            item = run[0]
+            assert isinstance(item, extended.Run)
+            plan = extended._Plan()
+            extended._judge(s, whole, plan, 0, item, statement, last=True, alone=False)
+            fill = plan.fills[0]
+            fill.add(b"2\0\0\0\4")
+            s.fills.append(fill)
+            s.replies.expect(extended.Op(ord("E"), fill=fill))
+            s.replies.expect(extended.Op(ord("S")))
+            s.sent(awaiting=True)
+            s.wires.to_upstream(data)
+            return True
+        return bool(original(s, data, messages, ended))
+
+    monkeypatch.setattr(extended, "group", group)
+
+
+@pytest.mark.parametrize("muted", [False, True], ids=["kept", "muted"])
+def test_trap_16_begin_under_a_role_whose_default_is_repeatable_read(
+    stock: Database, make_inner_proxy: MakeInnerProxy, monkeypatch: pytest.MonkeyPatch, muted: bool
+) -> None:
+    stock.execute(
+        "DROP ROLE IF EXISTS careful",
+        "CREATE ROLE careful LOGIN",
+        "ALTER ROLE careful SET default_transaction_isolation = 'repeatable read'",
+        "GRANT SELECT ON stock TO careful",
+    )
+    proxy = make_inner_proxy(stock.url())
+    if muted:
+        monkeypatch.setattr(simple, "may_begin", lambda s: s.why_not() == "" or (None if s.learn_scope() else s.scope is not None))
+    with proxy.connect("careful") as connection:
+        warm(connection)
+        connection.execute("BEGIN")
+        first = connection.execute(READ).fetchone()
+        stock.execute("UPDATE stock SET value = value + 1")
+        with proxy.connect() as other:
+            until(lambda: other.execute(READ).fetchone() != first, "the write never arrived")
+        second = connection.execute(READ).fetchone()
+        connection.execute("COMMIT")
+        assert (first == second) is not muted
+    stock.execute("REVOKE ALL ON stock FROM careful", "DROP ROLE careful")
+
