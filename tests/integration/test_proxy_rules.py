@@ -14,8 +14,10 @@ from fix_proxy import InnerProxy, MakeInnerProxy, last
 from rawclient import RawClient
 from wait import until
 
-from distribcache.proxy import extended, session, simple
+from distribcache.proxy import extended, forward, session, simple
 from distribcache.proxy.effects import NEUTRAL
+from distribcache.proxy.group import Message, Run, cut, parse_message
+from distribcache.proxy.replies import Op
 from distribcache.wire.messages import FLUSH, SYNC, bind, execute, parse
 
 READ = "SELECT value FROM stock WHERE id = 1"
@@ -121,24 +123,24 @@ def fill_at_execute(monkeypatch: pytest.MonkeyPatch) -> None:
     original: Callable[..., object] = extended.group
     kept: dict[int, bytes] = {}
 
-    def group(s: session.Session, data: bytes, messages: list[extended.Message], ended: int) -> bool:
+    def group(s: session.Session, data: bytes, messages: list[Message], ended: int) -> bool:
         kinds = [message.kind for message in messages]
         if kinds and kinds[-1] == ord("B"):
             kept[id(s)] = data[messages[-1].start : messages[-1].end]
         if kinds == [ord("E")] and id(s) in kept:
             bound = kept.pop(id(s))
             whole = bound + data
-            run = extended.cut([extended.parse_message(whole, 0, len(bound)), extended.parse_message(whole, len(bound), len(whole) - 5)])
+            run = cut([parse_message(whole, 0, len(bound)), parse_message(whole, len(bound), len(whole) - 5)])
             statement = s.statements[b"s"]
             item = run[0]
-            assert isinstance(item, extended.Run)
-            plan = extended._Plan()
-            extended._judge(s, whole, plan, 0, item, statement, last=True, alone=False)
+            assert isinstance(item, Run)
+            plan = forward.Plan()
+            forward._judge(s, whole, plan, 0, item, statement, last=True, alone=False)
             fill = plan.fills[0]
             fill.add(b"2\0\0\0\4")
             s.fills.append(fill)
-            s.replies.expect(extended.Op(ord("E"), fill=fill))
-            s.replies.expect(extended.Op(ord("S")))
+            s.replies.expect(Op(ord("E"), fill=fill))
+            s.replies.expect(Op(ord("S")))
             s.sent(awaiting=True)
             s.wires.to_upstream(data)
             return True

@@ -114,7 +114,9 @@ def serve(data: bytes, pos: int, hot: Hot) -> int:
     words = hot.words
     now = now_ns()
     fresh_at: int = words[FRESH_AT]
-    if fresh_at < now - hot.max_staleness or (not hot.eventual and (fresh_at < words[FLOORS] or fresh_at < hot.notified)):
+    if fresh_at < now - hot.max_staleness or (
+        not hot.eventual and (fresh_at < words[FLOORS] or fresh_at < hot.notified)
+    ):
         return pos
     if words[EPOCH] != hot.epoch or words[SCHEMA] != hot.schema:
         return pos

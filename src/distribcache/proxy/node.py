@@ -17,7 +17,6 @@ from distribcache.query import WorkloadType
 from distribcache.tiers.base import Cause
 from distribcache.tiers.hot import HotCache
 
-
 if TYPE_CHECKING:
     from distribcache.proxy.session import Session
 
@@ -108,9 +107,7 @@ class Node:
         known = self._known.get(name)
         if known is None or known.coherence is not coherence:
             known = self._known[name] = Database(
-                coherence, Analyst(
-                    coherence.ask, coherence.slot_of, coherence.visible, coherence.schema_lsn
-                )
+                coherence, Analyst(coherence.ask, coherence.slot_of, coherence.visible, coherence.schema_lsn)
             )
         return known
 

@@ -23,22 +23,15 @@ from struct import Struct
 from typing import Any, Protocol
 
 from distribcache.clock import now_ns
-from distribcache.coherence.ledger import EPOCH, SCHEMA
-from distribcache.entry import make_entry
 from distribcache.errors import ClientError, DistribCacheError, ProtocolError, UpstreamError
 from distribcache.proxy import extended, simple
-from distribcache.proxy.answer import READY
-from distribcache.proxy.effects import UNKNOWN, Effects
-from distribcache.proxy.fill import Fill
-from distribcache.proxy.hit import Hot, serve
+from distribcache.proxy.effects import UNKNOWN
+from distribcache.proxy.group import parse_message
+from distribcache.proxy.hit import serve
 from distribcache.proxy.node import Database, Node, Outcome
-from distribcache.proxy.prepared import Prepared
 from distribcache.proxy.questions import Questions
-from distribcache.proxy.replies import Op, Replies
-from distribcache.proxy.scope import Scope
-from distribcache.proxy.transaction import Transaction
-from distribcache.query import Consistency
-from distribcache.sql.cacheability import Kind, Parsed
+from distribcache.proxy.replies import Op
+from distribcache.proxy.standing import Standing
 from distribcache.wire.messages import Front, error_response
 
 __all__ = ["Session", "Wires"]
@@ -70,46 +63,20 @@ class Wires(Protocol):
         """The client said goodbye: close both sides in peace."""
 
 
-class Session:
+class Session(Standing):
     """See the module."""
 
     def __init__(self, node: Node, database: Database, wires: Wires) -> None:
-        self.node = node
-        self.database = database
-        self.coherence = database.coherence
+        super().__init__(node, database, wires.to_client)
         self.wires = wires
-        self.hot = Hot(node.l1.entries, node.l1.touch, node.clock, wires.to_client)
-        self.hot.words = self.coherence.words
-        self.replies = Replies(self._on_ready, self._on_parameter, self._on_notification)
         self.questions = Questions(self)
-        self.txn = Transaction()
-        self.scope: Scope | None = None
-        self.statements: dict[bytes, Prepared] = {}
-        self.portals: dict[bytes, Prepared] = {}
-        self.finished_portal = False
-        """The unnamed portal was run to its end here, not upstream."""
-        self.strict = False
-        self.outcome = Outcome()
-        self.touched: dict[str, None] = {}
-        """Settings that this session was seen to set and that are not keyed anyway."""
-        self.backend_pid = 0
-        self.open = False
-        """Messages of an unfinished group went upstream."""
-        self.awaiting = False
-        """Upstream owes a ReadyForQuery."""
-        self.discarding = False
-        """A group failed here: its messages are ignored up to its Sync, as the server would."""
         self.failure: bytes | None = None
         """The error that answers the unit at hand."""
-        self.begin: str | None = None
-        """What a BEGIN in this exchange means for serving: "" served, else the reason why not; None no BEGIN."""
-        self.ends_transaction = False
-        self.fills: list[Fill] = []
         self.tried: set[str] = set()
+        """What was already awaited for the unit at hand."""
         self.arrival = 0
+        """When the unit at hand was first looked at, in ``now_ns``."""
         self.closed = False
-        self._opaque = False
-        self._databases: tuple[str, ...] = ()
         self._inbox = b""
         self._blocked = False
         self._waiting: asyncio.Task[None] | None = None
@@ -244,7 +211,7 @@ class Session:
             end = self._checked(data, pos)
             if end > size:
                 break
-            message = extended.parse_message(data, pos, end)
+            message = parse_message(data, pos, end)
             pos = end
             if message.kind in (Front.SYNC, Front.FLUSH):
                 ended = message.kind
@@ -312,32 +279,6 @@ class Session:
             self._waiting = None
             self.pump()
 
-    # ---- what is known ----------------------------------------------------------------------------------------------
-
-    def parsed(self, sql: bytes) -> Parsed:
-        """Facts of a text, memoised."""
-        return self.database.analyst.parsed(sql)
-
-    def why_not(self) -> str:
-        """Why nothing may be served or stored now: a stable code, or empty. ``scope_unknown`` can be mended by asking."""
-        coherence = self.coherence
-        if not self.node.settings.cache.enabled:
-            return "disabled"
-        if not coherence.serving:
-            return coherence.reason or "not_ready"
-        if self.replies.status == b"E":
-            return "failed_transaction"
-        if self.txn.impure:
-            return "transaction_wrote"
-        if self.txn.bypass:
-            return self.txn.bypass
-        words = coherence.words
-        if self.scope is not None and (self.hot.epoch, self.hot.schema) != (words[EPOCH], words[SCHEMA]):
-            self.forget_scope()
-        if self.scope is None:
-            return "scope_unknown"
-        return self.scope.refusal
-
     def learn_scope(self) -> bool:
         """Ask for the session's scope if that is possible now; True when an answer is being waited for."""
         idle = not self.awaiting and not self.open and self.replies.status == b"I" and not self.replies.pending
@@ -345,148 +286,3 @@ class Session:
             return False
         self.wait("scope", self.questions.scope())
         return True
-
-    def know_scope(self, scope: Scope) -> None:
-        """The answer to the question about the session."""
-        self.scope = scope
-        words = self.coherence.words
-        self.hot.epoch, self.hot.schema = words[EPOCH], words[SCHEMA]
-        staleness = scope.max_staleness_ns
-        bound = self.coherence.max_staleness_ns
-        self.hot.max_staleness = bound if staleness is None else min(bound, staleness)
-        consistency = scope.consistency or self.node.settings.freshness.consistency
-        self.hot.eventual = consistency is Consistency.EVENTUAL
-        self.strict = consistency is Consistency.STRICT
-        self.refresh()
-
-    def forget_scope(self) -> None:
-        """Something could have changed the session: nothing is served or stored until it is asked again."""
-        self.scope = None
-        self.hot.ident = 0
-        self.hot.names.clear()
-
-    def forget_unnamed(self, parse_follows: bool = False) -> None:
-        """A simple Query destroys the unnamed statement upstream; one that was kept here need not be sent any more."""
-        self.hot.kept = None
-        if not parse_follows:
-            self.statements.pop(b"", None)
-
-    def refresh(self) -> None:
-        """Recompute whether the hit path may serve this session at all."""
-        hot = self.hot
-        status = b"T" if self.txn.local else self.replies.status
-        hot.ready = READY[status]
-        hot.in_txn = status != b"I"
-        scope = self.scope
-        clean = scope is not None and not scope.refusal and not self.strict and not self.open and not self.awaiting
-        clean = clean and not self.discarding and status != b"E" and not self.txn.impure and not self.txn.bypass
-        hot.ident = scope.ident if clean and scope is not None and self.node.settings.cache.enabled else 0
-
-    def report(self, outcome: Outcome) -> None:
-        """Remember what became of a statement, for ``SHOW distribcache.last`` and the counters."""
-        self.outcome = outcome
-        self.hot.last = None
-        totals = self.node.totals
-        if outcome.status == "miss":
-            totals.misses[outcome.reason or "absent"] += 1
-        elif outcome.status == "refused":
-            totals.refusals[outcome.reason] += 1
-        else:
-            totals.bypasses[outcome.reason] += 1
-
-    # ---- what went upstream -----------------------------------------------------------------------------------------
-
-    def apply(self, effects: Effects, kind: Kind | None = None, *, chain: bool = False) -> None:
-        """Remember what a statement that goes upstream may do."""
-        txn = self.txn
-        txn.impure = txn.impure or effects.impure
-        txn.ddl = txn.ddl or effects.ddl
-        txn.poll = txn.poll or effects.poll
-        self._opaque = self._opaque or effects.opaque
-        if chain or effects == UNKNOWN or kind is None:
-            self.ends_transaction = True
-        if kind is Kind.SET_TRANSACTION or "transaction_isolation" in effects.settings:
-            txn.bypass = "isolation"
-        if effects.databases:
-            self._databases += effects.databases
-        if effects.forgets is None:
-            self.statements.clear()
-            self.hot.names.clear()
-        else:
-            for statement in effects.forgets:
-                self.statements.pop(statement, None)
-                self.hot.names.pop(statement, None)
-        for setting in effects.settings:
-            self.touched[setting] = None
-
-    def sent(self, *, awaiting: bool) -> None:
-        """Messages of the client went upstream."""
-        self.open = not awaiting
-        self.awaiting = awaiting
-        self.hot.ident = 0
-
-    def _on_ready(self, status: bytes, ours: bool) -> None:
-        self.awaiting = self.open = False
-        if ours:
-            self.refresh()
-            return
-        txn = self.txn
-        keep = not txn.impure and not txn.bypass and status != b"E" and not self._opaque
-        if status == b"I" or self.ends_transaction:
-            if txn.impure:
-                self.coherence.raise_floor(now_ns())
-            if txn.ddl:
-                self.coherence.catalogue_alarm("ddl")
-            elif txn.poll:
-                self.coherence.schedule_poll()
-        if status == b"I":
-            txn.ended()
-            self.portals.clear()
-        elif not self.hot.in_txn:
-            txn.bypass = txn.bypass or ("transaction_unknown" if self.begin is None else self.begin)
-        self.finished_portal = self.finished_portal and status == b"T"
-        self.begin = None
-        self.ends_transaction = False
-        for fill in self.fills:
-            if keep:
-                self._store(fill)
-            if fill.leads:
-                self.node.flights.land(fill.key)
-        self.fills.clear()
-        if self._opaque:
-            self._opaque = False
-            self.forget_scope()
-        if self._databases:
-            self.node.databases.reopen(self._databases)
-            self._databases = ()
-        self.refresh()
-
-    def _store(self, fill: Fill) -> None:
-        scope = self.scope
-        words = self.coherence.words
-        if fill.spoiled or scope is None or fill.epoch != words[EPOCH] or fill.scope != scope.ident:
-            return
-        now = now_ns()
-        analysis = fill.analysis
-        entry = make_entry(
-            fill.payload(),
-            fill=fill.fill_lsn,
-            analysis=min(analysis.analysis_lsn, fill.fill_lsn),
-            slots=analysis.slots,
-            epoch=fill.epoch,
-            expires=self.node.clock.now + fill.ttl,
-            cost_ns=now - fill.began_ns,
-            at_ns=now,
-            tables=",".join(analysis.tables),
-            workload=analysis.workload.value,
-        )
-        self.node.store(fill.key, entry)
-
-    def _on_parameter(self, message: bytes) -> None:
-        self._opaque = True  # a reload may have changed more than what is reported
-        if not self.awaiting and not self.open:
-            self._opaque = False
-            self.forget_scope()
-
-    def _on_notification(self) -> None:
-        self.hot.notified = now_ns()  # before it is relayed: who hears of a commit must see it

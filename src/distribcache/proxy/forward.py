@@ -1,0 +1,194 @@
+"""The items of a group that go upstream: what they may do, which replies are filled, and the sending itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from distribcache.coherence.ledger import SCHEMA
+from distribcache.errors import ProtocolError
+from distribcache.proxy.effects import CONTROL, UNKNOWN, Effects, effects
+from distribcache.proxy.fill import Fill
+from distribcache.proxy.group import Loose, Message, Run
+from distribcache.proxy.local import State, key_of, statement_of, unnamed
+from distribcache.proxy.lookup import WAIT, Wait, consider, is_ping, start_fill
+from distribcache.proxy.node import Outcome
+from distribcache.proxy.prepared import Prepared
+from distribcache.proxy.replies import Op
+from distribcache.proxy.simple import begin_meaning
+from distribcache.sql.cacheability import Kind, dangerous_parameter
+from distribcache.wire.messages import (
+    Front,
+    read_bind,
+)  # fmt: skip
+
+if TYPE_CHECKING:
+    from distribcache.proxy.session import Session
+
+__all__ = ["Plan", "make_plan", "send"]
+
+
+@dataclass(slots=True)
+class Plan:
+    """What is known of the items that go upstream."""
+
+    effects: list[tuple[Effects, Kind | None, bool]] = field(default_factory=list)
+    begin: str | None = None
+    fills: dict[int, Fill] = field(default_factory=dict)
+    outcome: Outcome | None = None
+
+
+def make_plan(
+    s: Session, data: bytes, going: list[Run | Loose], state: State, ended: int, *, alone: bool
+) -> Plan | Wait:
+    """Find out what the items that go upstream may do, and which of their replies may be kept."""
+    plan = Plan()
+    parses: dict[bytes, Prepared] = {}
+    portals: set[bytes] = set()
+    scope = 0 if s.scope is None else s.scope.ident
+    for at, item in enumerate(going):
+        for message in item.messages:
+            if message.kind == Front.PARSE:
+                parses[message.name] = Prepared(message.sql, message.oids, scope)
+            elif message.kind == Front.BIND:
+                portals.add(message.portal)
+                statement = parses.get(message.name) or statement_of(s, state, message.name)
+                run = item if isinstance(item, Run) else None
+                last = ended == Front.SYNC and at == len(going) - 1
+                if _judge(s, data, plan, at, run, statement, last=last, alone=alone and at == 0) is WAIT:
+                    return WAIT
+            elif message.kind == Front.EXECUTE and message.name not in portals and message.name not in s.portals:
+                plan.effects.append((UNKNOWN, None, False))
+    databases = tuple(name for effect, _, _ in plan.effects for name in effect.databases)
+    if databases and "left" not in s.tried:
+        s.wait("left", s.node.databases.close_for_ddl(databases))
+        return WAIT
+    return plan
+
+
+def _judge(
+    s: Session,
+    data: bytes,
+    plan: Plan,
+    at: int,
+    run: Run | None,
+    statement: Prepared | None,
+    *,
+    last: bool,
+    alone: bool,
+) -> Wait | None:
+    if statement is None:
+        plan.effects.append((UNKNOWN, None, False))
+        return None
+    sql = statement.sql
+    parsed = s.parsed(sql)
+    one = parsed.statements[0] if len(parsed.statements) == 1 and not parsed.error else None
+    kind = None if one is None else one.kind
+    if one is not None and kind in (*CONTROL, Kind.SET, Kind.RESET, Kind.SHOW):
+        plan.effects.append((effects(sql, parsed, pure=False), kind, one.chain))
+        if kind is Kind.BEGIN:
+            plan.begin = begin_meaning(s, one)
+        return None
+    considered = consider(s, sql, parsed)
+    if considered is WAIT:
+        return WAIT
+    analysis, outcome = considered
+    pure = analysis is not None and analysis.pure
+    plan.effects.append((effects(sql, parsed, pure=pure), kind, False))
+    if not is_ping(sql):
+        plan.outcome = outcome
+    if outcome.status or analysis is None or run is None:
+        return None
+    limited = run.execute.limit > 0
+    if limited and (not last or s.replies.status != b"I" or s.txn.deferred):
+        plan.outcome = Outcome("bypass", reason="row_limit", tables=outcome.tables, workload=outcome.workload)
+        return None
+    try:
+        params = read_bind(memoryview(data)[run.bind.start + 5 : run.bind.end]).params
+    except ProtocolError:
+        plan.outcome = Outcome("bypass", reason="malformed")
+        return None
+    if any(value is not None and dangerous_parameter(value) for value in params):
+        plan.outcome = Outcome("refused", reason="time_parameter", tables=outcome.tables, workload=outcome.workload)
+        return None
+    fill = start_fill(s, key_of(s, data, run, statement), analysis, alone=alone)
+    if fill is WAIT:
+        return WAIT
+    reason = "not_fresh" if "fresh" in s.tried else ""
+    if fill is None:
+        reason = "no_fill_point"
+    else:
+        fill.limited = limited
+        plan.fills[at] = fill
+    plan.outcome = Outcome("miss", reason=reason, tables=outcome.tables, workload=outcome.workload)
+    return None
+
+
+def send(s: Session, data: bytes, going: list[Run | Loose], plan: Plan, ended: int) -> None:
+    prefix = b""
+    kept = s.hot.kept
+    if kept is not None:
+        for message in (each for item in going for each in item.messages):
+            if message.kind == Front.PARSE and not message.name:
+                break
+            if not message.name and (message.kind == Front.BIND or message.target == b"S"):
+                prefix = kept[: 1 + int.from_bytes(kept[1:5], "big")]
+                s.statements[b""] = unnamed(s, kept)
+                s.replies.expect(Op(Front.PARSE, ours=True, relay_error=True))
+                break
+        if prefix or any(m.kind == Front.PARSE and not m.name for item in going for m in item.messages):
+            s.hot.kept = None
+    for effect, kind, chain in plan.effects:
+        s.apply(effect, kind, chain=chain)
+    s.begin = plan.begin if plan.begin is not None else s.begin
+    if plan.outcome is not None:
+        s.report(plan.outcome)
+    schema = s.coherence.words[SCHEMA]
+    scope = 0 if s.scope is None else s.scope.ident
+    for at, item in enumerate(going):
+        fill = plan.fills.get(at)
+        if fill is not None:
+            s.fills.append(fill)
+        for message in item.messages:
+            s.replies.expect(
+                Op(message.kind or data[message.start], fill=fill, done=_registrar(s, message, scope, schema))
+            )
+    if ended == Front.SYNC:
+        s.replies.expect(Op(Front.SYNC))
+    s.sent(awaiting=ended == Front.SYNC)
+    start = going[0].start if going else len(data) - 5
+    s.wires.to_upstream(prefix + data[start:] if prefix else data[start:])
+
+
+def _registrar(s: Session, message: Message, scope: int, schema: int) -> Callable[[int, bytes], None] | None:
+    """What becomes known when upstream has accepted a message."""
+    kind, name = message.kind, message.name
+    if kind == Front.PARSE:
+
+        def parsed(reply: int, _: bytes) -> None:
+            if reply == 0x31:  # ParseComplete
+                s.statements[name] = Prepared(message.sql, message.oids, scope, proved=schema)
+                s.hot.names.pop(name, None)
+
+        return parsed
+    if kind == Front.BIND:
+
+        def bound(reply: int, _: bytes) -> None:
+            statement = s.statements.get(name)
+            if reply == 0x32:  # BindComplete
+                s.finished_portal = s.finished_portal and bool(message.portal)
+                if statement is not None:
+                    statement.proved = max(statement.proved, schema)
+                    s.portals[message.portal] = statement
+
+        return bound
+    if kind == Front.CLOSE and message.target == b"S":
+
+        def closed(reply: int, _: bytes) -> None:
+            if reply == 0x33:  # CloseComplete
+                s.statements.pop(name, None)
+                s.hot.names.pop(name, None)
+
+        return closed
+    return None
