@@ -83,11 +83,10 @@ def tables(results: Mapping[tuple[str, int], Mapping[str, CellLike]], rounds: in
     for (name, clients), cells in results.items():
         direct = cells.get("direct")
         base = direct.tps if direct else 0.0
+        notes += [f"* {name}, {clients} clients, {who}: {cell.why}" for who, cell in cells.items() if cell.why]
         row = [name, str(clients), f"{base:,.0f}" if base else "–", f"{direct.latency_ms:.3f}" if direct else "–"]
         for other in others:
             cell = cells.get(other)
-            if cell is not None and cell.why:
-                notes.append(f"* {name}, {clients} clients, {other}: {cell.why}")
             row.append(f"{cell.tps / base:.2f}×" if cell and base and cell.tps else "–")
         if "distribcache" in present:
             ours = cells.get("distribcache")

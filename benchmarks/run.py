@@ -39,6 +39,7 @@ from distribcache.cli.postgres import Postgres
 
 SERVER = {"max_connections": "1400", "shared_buffers": "512MB", "fsync": "on", "full_page_writes": "on",
           "max_wal_size": "4GB", "checkpoint_timeout": "1h", "autovacuum": "off"}
+MANY = 100
 HITS, MISSES = "hits_total", "misses_total"
 
 
@@ -153,11 +154,15 @@ class Bench:
     def _one(self, name: str, workload: Workload, clients: int, seconds: float) -> Measured:
         jobs = min(clients, os.cpu_count() or 1)
         arguments = ["-n", "-M", workload.protocol, "-c", str(clients), "-j", str(jobs)]
-        arguments += ["-T", str(max(1, round(seconds)))]
+        if clients <= MANY:
+            arguments += ["-T", str(max(1, round(seconds)))]
+        else:
+            # The time of -T runs while clients still connect: with many of them nothing of it would be left.
+            arguments += ["-t", str(max(10, round(15_000 * seconds / clients)))]
         if workload.name in self.scripts:
             arguments += ["-f", str(self.scripts[workload.name])]
         options = workload.options if name == "distribcache" else ""
-        return read_report(self._pgbench(self.ports[name], arguments, options, limit_s=seconds * 3 + 90))
+        return read_report(self._pgbench(self.ports[name], arguments, options, limit_s=seconds * 5 + 120))
 
     def _pgbench(self, port: int, arguments: Sequence[str], options: str = "", limit_s: float = 600.0) -> str:
         clean = {k: v for k, v in os.environ.items() if not k.startswith("PG")}

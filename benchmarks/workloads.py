@@ -23,7 +23,7 @@ _MISS_TEXTS = (
     "\\set aid random(1, 1000)\n\\set never random(1, 2000000000)\n"
     "SELECT abalance, :never FROM pgbench_accounts WHERE aid = :aid;\n"
 )
-_AGGREGATE = "SELECT count(*), sum(abalance), avg(bid), max(filler) FROM pgbench_accounts WHERE aid <= {rows};\n"
+_AGGREGATE = "SELECT count(*), sum(abalance), avg(aid), stddev(abalance) FROM pgbench_accounts WHERE aid <= {rows};\n"
 
 
 @dataclass(frozen=True, slots=True)
