@@ -26,6 +26,7 @@ def pages() -> dict[str, str]:
         "reference/distribcache.toml": "\n".join(_example()) + "\n",
         "reference/commands.md": commands(),
         "reference/refusals.md": refusals(),
+        "reference/session.md": session(),
     }
 
 
@@ -78,6 +79,32 @@ def refusals() -> str:
         "| code | why |",
         "|---|---|",
         *(f'| <a id="{code}"></a>`{code}` | {why} |' for code, why in REFUSALS.items()),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def session() -> str:
+    """SET and SHOW, as ``SHOW distribcache.help`` tells them."""
+    from distribcache.proxy.shows import _SETTINGS, SHOWS
+
+    lines = [
+        NOTE + "# In a session",
+        "",
+        "These are valid PostgreSQL with or without the cache: custom settings that PostgreSQL itself keeps. They can "
+        + "be set by `SET`, for a role or a database, or at the start: "
+        + '`PGOPTIONS="-c distribcache.consistency=strict"`.',
+        "",
+        "| setting | value |",
+        "|---|---|",
+        *(f"| `distribcache.{name}` | {text} |" for name, text in _SETTINGS.items()),
+        "",
+        "The comment `/* distribcache: nocache */` in a query keeps its answer out of the cache.",
+        "",
+        "These are answered by the cache, in both protocols:",
+        "",
+        "| command | what it shows |",
+        "|---|---|",
+        *(f"| `SHOW distribcache.{name}` | {' '.join((show.__doc__ or '').split())} |" for name, show in SHOWS.items()),
     ]
     return "\n".join(lines) + "\n"
 

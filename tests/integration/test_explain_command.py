@@ -28,6 +28,7 @@ def test_cacheable(cli: Cli, database: Database) -> None:
     assert outcome.json["reason"] is None
     assert outcome.json["pure_read"] is True
     assert "public.orders" in outcome.json["tables"]
+    assert outcome.json["workload"] == "olap"
     assert outcome.json["role"] == "postgres"
     assert outcome.json["search_path"] == ["pg_catalog", "public"]
     assert "cacheable" in cli("explain", "--upstream", database.url(), "SELECT count(*) FROM big").out

@@ -20,23 +20,9 @@ def generated() -> dict[str, str]:
     return pages
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "reference/configuration.md",
-        "reference/distribcache.toml",
-        "reference/commands.md",
-        "reference/refusals.md",
-    ],
-)
-def test_page_matches_the_code(name: str) -> None:
-    assert (DOCS / name).read_text("utf-8") == generated()[name], "run `make docs`"
-
-
-def test_every_generated_page_is_compared() -> None:
-    assert set(generated()) == {
-        "reference/configuration.md", "reference/distribcache.toml", "reference/commands.md", "reference/refusals.md",
-    }  # fmt: skip
+def test_pages_match_the_code() -> None:
+    stale = [name for name, text in generated().items() if (DOCS / name).read_text("utf-8") != text]
+    assert not stale, "run `make docs`"
 
 
 def test_example_file_is_valid_and_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

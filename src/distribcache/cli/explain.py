@@ -22,6 +22,7 @@ from distribcache.cli.report import print_json
 from distribcache.config import mask
 from distribcache.errors import UpstreamError
 from distribcache.sql.cacheability import REFUSALS
+from distribcache.workload.classifier import classify
 
 __all__ = ["explain"]
 
@@ -62,7 +63,7 @@ def analyse(connection: Connection, statement: str, schemas: Sequence[str]) -> A
             failure.append(error)
             raise
 
-    analyst = Analyst(ask, slot_of=lambda oid: oid, visible=lambda: 0, schema_lsn=lambda: 0)
+    analyst = Analyst(ask, slot_of=lambda oid: oid, visible=lambda: 0, schema_lsn=lambda: 0, classify=classify)
     analysis = asyncio.run(analyst.analyse(statement.encode(), tuple(schemas)))
     if failure:
         words = " ".join(str(failure[0]).split())
