@@ -40,7 +40,8 @@ async def _differences(world: Database, cases: list[Case], schemas: tuple[str, .
             result = await one.analyse(sql.encode(), schemas)
             got = result.refusal.code if result.refusal else ""
             if (got, result.pure) != (code, pure):
-                found.append(f"{sql}\n  expected {code or 'cacheable'}/{pure}, got {result.refusal or ''}/{result.pure}")
+                wanted = f"{code or 'cacheable'}/{pure}"
+                found.append(f"{sql}\n  expected {wanted}, got {result.refusal or ''}/{result.pure}")
             assert bool(result.slots) == (result.refusal is None)
             assert not got or got in REFUSALS
     return found

@@ -35,7 +35,7 @@ FOREVER = 2**64 - 1
 
 _NOTHING = Names()
 # Measured: what one remembered text holds besides itself, and one set of names.
-_TEXT_COST = 4_000
+_TEXT_COST = 1_500
 _NAMES_COST = 3_000
 
 

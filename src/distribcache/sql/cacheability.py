@@ -231,7 +231,6 @@ REFUSALS: dict[str, str] = {
     "materialized_view": "A materialized view's refresh is not part of the change stream.",
     "table_access_method": "A table with an access method other than heap may not be part of the change stream.",
     "row_security": "A row security policy depends on something that is not in the key.",
-    "system_identity": "SYSTEM_USER depends on how the session logged in.",
     "encoding": "Names outside ASCII cannot be folded as a server without UTF-8 folds them.",
     "analysis_failed": "The catalogue could not be asked; the query goes to the server until it can.",
 }

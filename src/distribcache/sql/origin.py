@@ -28,6 +28,8 @@ Node = dict[str, Any]
 POLYMORPHIC = frozenset("min max any_value first_value last_value nth_value lag lead".split())
 _ARITHMETIC = frozenset("+-*/%")
 _DEEPEST = 20
+# Steps for all conversions of one text; names defined a thousand times over are not worth a second of everybody's time.
+_STEPS = 2_000
 # A value seen through one of these has the same letters as before, or none that spell a time.
 _TRANSPARENT = frozenset(
     "text varchar bool int2 int4 int8 float4 float8 numeric date time timestamp timestamptz interval".split()
@@ -39,6 +41,7 @@ class Definitions:
 
     def __init__(self, top: Node, *, checked_parameters: bool = True) -> None:
         self.checked_parameters = checked_parameters
+        self.steps = _STEPS
         self.by_name: dict[str, list[Node | None]] = {}
         self.scans: set[FunctionCall] = set()
         body = top.get("SelectStmt", top)
@@ -132,7 +135,8 @@ def _trace(
     seen: frozenset[str],
 ) -> bool:
     """Add what the value is made of; False when that cannot be told."""
-    if depth > _DEEPEST or len(node) != 1:
+    definitions.steps -= 1
+    if definitions.steps < 0 or depth > _DEEPEST or len(node) != 1:
         return False
     ((kind, fields),) = node.items()
 

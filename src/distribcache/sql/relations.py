@@ -249,7 +249,7 @@ class Walk:
         if what.startswith(("current_date", "current_time", "localtime")):
             self.refuse("time_dependent", what.removesuffix("_n"))
         elif what not in ("current_role", "current_user", "user", "session_user", "current_catalog", "current_schema"):
-            self.refuse("system_identity", what)
+            self.refuse("unsupported_syntax", what)
 
     def operator(self, node: Node, scope: Scope) -> None:
         kind = node["kind"]
