@@ -53,8 +53,8 @@ class Policy(ABC):
         self.entries: dict[Key, Entry] = {}
 
     @abstractmethod
-    def add(self, key: Key, entry: Entry) -> None:
-        """Take in a key that is not there."""
+    def add(self, key: Key, entry: Entry, size: int) -> None:
+        """Take in a key that is not there; ``size`` is its ``size_of``."""
 
     @abstractmethod
     def replace(self, key: Key, entry: Entry) -> None:
@@ -65,8 +65,8 @@ class Policy(ABC):
         """Take out a key wherever it is in the order; None when it is not there."""
 
     @abstractmethod
-    def evict(self) -> tuple[Key, Entry]:
-        """Choose one to leave and take it out. Raises ``KeyError`` when there is none."""
+    def evict(self) -> tuple[Key, Entry, int]:
+        """Choose one to leave and take it out, with its size. Raises ``KeyError`` when there is none."""
 
     def clear(self) -> None:
         self.entries.clear()
@@ -80,7 +80,7 @@ class Fifo(Policy):
         self._order: OrderedDict[Key, Entry] = OrderedDict()
         self.entries = self._order
 
-    def add(self, key: Key, entry: Entry) -> None:
+    def add(self, key: Key, entry: Entry, size: int) -> None:
         self._order[key] = entry
 
     def replace(self, key: Key, entry: Entry) -> None:
@@ -90,8 +90,9 @@ class Fifo(Policy):
     def remove(self, key: Key) -> Entry | None:
         return self._order.pop(key, None)
 
-    def evict(self) -> tuple[Key, Entry]:
-        return self._order.popitem(last=False)
+    def evict(self) -> tuple[Key, Entry, int]:
+        key, entry = self._order.popitem(last=False)
+        return key, entry, self.size_of(key, entry)
 
 
 class Lru(Fifo):
@@ -143,7 +144,7 @@ class Lfu(Policy):
             self._leave(key)
             self._enter(key, after)
 
-    def add(self, key: Key, entry: Entry) -> None:
+    def add(self, key: Key, entry: Entry, size: int) -> None:
         self.entries[key] = entry
         self._enter(key, self._age + 1)
 
@@ -157,7 +158,7 @@ class Lfu(Policy):
             self._leave(key)
         return entry
 
-    def evict(self) -> tuple[Key, Entry]:
+    def evict(self) -> tuple[Key, Entry, int]:
         if not self._levels:
             raise KeyError("nothing to evict")
         least = min(self._levels)
@@ -168,7 +169,7 @@ class Lfu(Policy):
         if self._evicted >= LFU_GENERATION * len(self.entries):
             self._evicted = 0
             self._age += 1
-        return key, entry
+        return key, entry, self.size_of(key, entry)
 
     def clear(self) -> None:
         super().clear()
@@ -256,7 +257,7 @@ class Adaptive(Policy):
         self._ghost: _Queue[int] = _Queue()
         self._in_ghost: set[int] = set()
 
-    def add(self, key: Key, entry: Entry) -> None:
+    def add(self, key: Key, entry: Entry, size: int) -> None:
         self.entries[key] = entry
         mark = hash(key)
         if mark in self._in_ghost:
@@ -265,7 +266,7 @@ class Adaptive(Policy):
             self._to_main(key, entry)
             return
         self._in_small.add(key)
-        self._small_bytes += self.size_of(key, entry)
+        self._small_bytes += size
         if self._small.push(key):
             entry[TOUCHED][0] = 1
 
@@ -291,7 +292,7 @@ class Adaptive(Policy):
             self._main.take(key)
         return entry
 
-    def evict(self) -> tuple[Key, Entry]:
+    def evict(self) -> tuple[Key, Entry, int]:
         if not self.entries:
             raise KeyError("nothing to evict")
         chances = MAX_CHANCES
@@ -299,9 +300,11 @@ class Adaptive(Policy):
             from_small = bool(self._in_small) and (self._small_bytes > self._small_limit or not len(self._main))
             key = self._small.pop() if from_small else self._main.pop()
             entry = self.entries[key]
+            size = 0
             if from_small:
+                size = self.size_of(key, entry)
                 self._in_small.remove(key)
-                self._small_bytes -= self.size_of(key, entry)
+                self._small_bytes -= size
             if entry[TOUCHED][0] and chances:
                 chances -= 1
                 self._to_main(key, entry)
@@ -309,7 +312,7 @@ class Adaptive(Policy):
             del self.entries[key]
             if from_small:
                 self._remember(hash(key))
-            return key, entry
+            return key, entry, size or self.size_of(key, entry)
 
     def _remember(self, mark: int) -> None:
         if mark not in self._in_ghost:

@@ -79,7 +79,7 @@ class HotCache:
         old = self.entries.get(key)
         if old is None:
             self._make_room(self.capacity_bytes - size)
-            self._policy.add(key, entry)
+            self._policy.add(key, entry, size)
             self.bytes_used += size
             return True
         self._policy.replace(key, entry)
@@ -90,8 +90,8 @@ class HotCache:
 
     def _make_room(self, limit: int) -> None:
         while self.bytes_used > limit:
-            key, entry = self._policy.evict()
-            self.bytes_used -= self.size_of(key, entry)
+            key, entry, size = self._policy.evict()
+            self.bytes_used -= size
             self._left(key, entry, Cause.CAPACITY)
 
     def _left(self, key: Key, entry: Entry, cause: Cause) -> None:
