@@ -130,6 +130,18 @@ def test_named_standbys_are_fine(cli: Cli, make_postgres: MakePostgres) -> None:
     assert problems(cli("doctor", "--upstream", server.url(), "--json")) == set()
 
 
+def test_advice_is_no_problem(cli: Cli, make_postgres: MakePostgres) -> None:
+    server = make_postgres(options={"synchronous_commit": "off", "max_slot_wal_keep_size": "1GB"})
+    outcome = cli("doctor", "--upstream", server.url(), "--json")
+    assert outcome.status == 0
+    found = checks(outcome)
+    assert found["synchronous_commit"]["status"] == "advice"
+    assert "wal_writer_delay" in found["synchronous_commit"]["fix"][0]
+    assert found["max_slot_wal_keep_size"] == {
+        "name": "max_slot_wal_keep_size", "status": "ok", "detail": "1GB", "fix": [],
+    }  # fmt: skip
+
+
 def test_standby_server(cli: Cli, make_postgres: MakePostgres) -> None:
     standby = make_postgres(standby_of=make_postgres(), fresh=True)
     outcome = cli("doctor", "--upstream", standby.url(), "--json")

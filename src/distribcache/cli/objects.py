@@ -14,15 +14,17 @@ Rules:
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 
 import psycopg
 from psycopg import sql
 
 from distribcache.cli.link import Connection
+from distribcache.clock import now_ns
 from distribcache.errors import ConfigError
 
-__all__ = ["INSTALLED", "SLOT_PATTERN", "Deed", "install", "release", "remove"]
+__all__ = ["INSTALLED", "LEAVE_PREFIX", "SLOT_PATTERN", "Deed", "install", "release", "remove"]
 
 SCHEMA = "distribcache"
 FUNCTION = "on_ddl"
@@ -30,7 +32,10 @@ MARK = "made by distribcache setup; distribcache teardown removes it"
 TRIGGERS = {"distribcache_ddl": "ddl_command_end", "distribcache_drop": "sql_drop"}
 # Slots of the cache, and nobody else's: the underscore is no wildcard here.
 SLOT_PATTERN = r"distribcache\_%"
-_RELEASE_SECONDS = 10
+# A cache that reads this message in its stream leaves the database for half a minute.
+LEAVE_PREFIX = "distribcache.leave"
+_LEAVE_SECONDS = 1.0
+_RELEASE_SECONDS = 10.0
 
 INSTALLED = f"""
 SELECT count(*)::int AS triggers FROM pg_event_trigger t
@@ -153,26 +158,55 @@ def remove(connection: Connection) -> list[Deed]:
 
 
 def release(connection: Connection) -> list[Deed]:
-    """Drop the cache's replication slots in this database and end its sessions there, a running cache's too."""
+    """Have running caches leave this database, first asked, then made to; and drop slots that a crash left.
+
+    A running cache that is asked stays away for a while (``LEAVE_PREFIX``), so a DROP DATABASE can follow.
+    """
     deeds: list[Deed] = []
-    sessions = connection.execute(
-        "SELECT pid, backend_type FROM pg_stat_activity WHERE datname = current_database() "
-        "AND application_name = 'distribcache' AND pid <> pg_backend_pid() "
-        "UNION SELECT active_pid, 'walsender' FROM pg_replication_slots "
-        "WHERE database = current_database() AND slot_name LIKE %s AND active_pid IS NOT NULL",
-        [SLOT_PATTERN],
-    ).fetchall()
-    for pid in sorted({row["pid"] for row in sessions}):
-        statement = f"SELECT pg_terminate_backend({pid}, {_RELEASE_SECONDS * 1000})"
-        deeds.append(_try(connection, f"session {pid}", statement, done="released"))
+    pids = _sessions(connection)
+    if pids:
+        with contextlib.suppress(psycopg.Error):
+            connection.execute("SELECT pg_logical_emit_message(true, %s, '')", [LEAVE_PREFIX])
+        if not _gone(connection, pids, _LEAVE_SECONDS):
+            for pid in pids:
+                deed = _try(connection, f"session {pid}", f"SELECT pg_terminate_backend({pid})")
+                deeds += [deed] if deed.outcome == "refused" else []
+            _gone(connection, pids, _RELEASE_SECONDS if not deeds else 0)
+        left = _sessions(connection)
+        deeds += [Deed(f"session {pid}", "released") for pid in pids if pid not in left]
+        refused = {deed.thing for deed in deeds}
+        deeds += [Deed(f"session {pid}", "refused", "still there") for pid in left if f"session {pid}" not in refused]
     slots = connection.execute(
-        "SELECT slot_name FROM pg_replication_slots WHERE database = current_database() AND slot_name LIKE %s",
+        "SELECT slot_name FROM pg_replication_slots "
+        "WHERE database = current_database() AND slot_name LIKE %s AND NOT temporary",
         [SLOT_PATTERN],
     ).fetchall()
     for row in slots:
         statement = f"SELECT pg_drop_replication_slot({sql.Literal(row['slot_name']).as_string(None)})"
         deeds.append(_try(connection, f"replication slot {row['slot_name']}", statement))
     return deeds or [Deed("replication slots", "absent")]
+
+
+def _sessions(connection: Connection) -> list[int]:
+    """The cache's own sessions in this database: stream, probe, catalogue. Clients' sessions are not ours."""
+    rows = connection.execute(
+        "SELECT pid FROM pg_stat_activity WHERE datname = current_database() "
+        "AND application_name = 'distribcache' AND pid <> pg_backend_pid() "
+        "UNION SELECT active_pid FROM pg_replication_slots "
+        "WHERE database = current_database() AND slot_name LIKE %s AND active_pid IS NOT NULL ORDER BY 1",
+        [SLOT_PATTERN],
+    )
+    return [row["pid"] for row in rows.fetchall()]
+
+
+def _gone(connection: Connection, pids: list[int], seconds: float) -> bool:
+    """Wait until none of these sessions is left; the server does the waiting between two looks."""
+    deadline = now_ns() + int(seconds * 1e9)
+    while set(pids) & set(_sessions(connection)):
+        if now_ns() > deadline:
+            return False
+        connection.execute("SELECT pg_sleep(0.05)")
+    return True
 
 
 def _state(connection: Connection) -> dict[str, object]:
@@ -190,11 +224,9 @@ def _drop_trigger(connection: Connection, name: str) -> Deed:
     return _try(connection, f"event trigger {name}", f"DROP EVENT TRIGGER {name}")
 
 
-def _try(connection: Connection, thing: str, statement: str, *, done: str = "removed") -> Deed:
+def _try(connection: Connection, thing: str, statement: str) -> Deed:
     try:
-        cursor = connection.execute(statement.encode())
-        if cursor.description and False in (cursor.fetchone() or {}).values():
-            return Deed(thing, "refused", f"still there after {_RELEASE_SECONDS} s", f"{statement};")
+        connection.execute(statement.encode())
     except psycopg.errors.UndefinedObject:
         return Deed(thing, "absent")
     except psycopg.errors.InsufficientPrivilege as error:
@@ -203,7 +235,7 @@ def _try(connection: Connection, thing: str, statement: str, *, done: str = "rem
         return Deed(thing, "refused", "something of yours is in it", "move it elsewhere, then run this again")
     except psycopg.Error as error:
         return Deed(thing, "refused", str(error.diag.message_primary or error), f"{statement};")
-    return Deed(thing, done)
+    return Deed(thing, "removed")
 
 
 def _taken(what: str) -> ConfigError:

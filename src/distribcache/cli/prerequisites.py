@@ -64,7 +64,7 @@ SELECT current_setting('server_version') AS version, current_setting('server_ver
          WHERE application_name NOT LIKE 'distribcache%%') AS standbys,
        current_setting('synchronous_standby_names') AS standby_names,
        current_setting('max_slot_wal_keep_size') AS slot_keep,
-       current_setting('synchronous_commit') AS synchronous_commit,
+       (SELECT reset_val FROM pg_settings WHERE name = 'synchronous_commit') AS synchronous_commit,
        current_setting('wal_writer_delay') AS wal_writer_delay
 """
 
