@@ -32,6 +32,9 @@ __all__ = ["Connection"]
 _HIGH_WATER = 256 * 1024
 _MAX_EARLY = 64 * 1024
 """Bytes that a client may send while its upstream connection is being opened."""
+_REFUSED_PATIENCE = 1.0
+"""Seconds for a client that is refused to say what it wants: sooner it would not understand an error, and a cancel is never
+refused."""
 
 
 class Connection(asyncio.Protocol):
@@ -52,6 +55,7 @@ class Connection(asyncio.Protocol):
         self._upgrading = False
         self._closed = False
         self._counted = False
+        self._refusal: DistribCacheError | None = None
         self._entered: str | None = None
         self._client_held = False
         self._upstream_full = False
@@ -66,11 +70,13 @@ class Connection(asyncio.Protocol):
             return
         client.set_write_buffer_limits(high=_HIGH_WATER)
         self._counted = True
-        refusal = self.listener.admit(self)
-        if refusal is not None:
-            self.fail(refusal)
-            return
+        self._refusal = self.listener.admit(self)
         timeout = self.node.settings.listen.login_timeout
+        if self._refusal is not None:
+            if self.listener.overrun:
+                self.fail(self._refusal)
+                return
+            timeout = min(timeout, _REFUSED_PATIENCE)
         self._deadline = asyncio.get_running_loop().call_later(timeout, self._too_late)
 
     def data_received(self, data: bytes) -> None:
@@ -147,6 +153,8 @@ class Connection(asyncio.Protocol):
         elif isinstance(packet, CancelRequest):
             self._task = asyncio.get_running_loop().create_task(self._cancel(packet))
             self.startup = Startup(3, 0, {"user": ""}, b"")
+        elif self._refusal is not None:
+            self.fail(self._refusal)
         else:
             self._early = rest
             self.startup = packet

@@ -43,6 +43,7 @@ class Hot:
         "entries",
         "epoch",
         "eventual",
+        "finished",
         "hits",
         "ident",
         "in_txn",
@@ -87,7 +88,10 @@ class Hot:
         self.in_txn: bool = False
         self.paused: bool = False
         self.kept: bytes | None = None
-        """Bytes that start with the unnamed Parse that the client believes to be upstream, but which was answered here."""
+        """The unnamed statement, where the client and upstream differ about it: bytes that start with a Parse which was
+        answered here, or empty when a Query answered here has destroyed it. None: upstream has what the client thinks."""
+        self.finished: bool = False
+        """The unnamed portal was run to its end here, in a transaction that is still open."""
         self.hits: int = 0
         self.saved_ns: int = 0
         self.last: Entry | None = None
@@ -134,7 +138,7 @@ def serve(data: bytes, pos: int, hot: Hot) -> int:
         elif kind == _BIND or kind == _PARSE:
             here = ident
             start = pos
-            if data[pos + 5] != 0:
+            if end == pos + 5 or data[pos + 5] != 0:  # no body at all, or a named portal or statement
                 break
             if kind == _BIND:
                 start = data.find(0, pos + 6) + 1
@@ -148,7 +152,9 @@ def serve(data: bytes, pos: int, hot: Hot) -> int:
                 if kind == _SYNC or (kind != _DESCRIBE and kind != _EXECUTE and kind != _BIND):
                     break
                 cut += 1 + _length(data, cut + 1)[0]
-            if size - cut < 5 or kind != _SYNC or (hot.in_txn and data[cut - 4 : cut] != _NO_LIMIT):
+            if size - cut < 5 or kind != _SYNC or _length(data, cut + 1)[0] != 4:
+                break
+            if hot.in_txn and data[cut - 4 : cut] != _NO_LIMIT:
                 break
             key = (here, data[start:cut])
             end = cut + 5
@@ -166,9 +172,12 @@ def serve(data: bytes, pos: int, hot: Hot) -> int:
         hot.saved_ns += entry[7]
         hot.last = entry
         if data[pos] == _QUERY:
-            hot.kept = None
-        elif data[pos] == _PARSE:
-            hot.kept = key[1]
+            hot.kept = b""
+            hot.finished = False
+        else:
+            hot.finished = hot.in_txn
+            if data[pos] == _PARSE:
+                hot.kept = key[1]
         pos = end
         payload = entry[0]
         pending += len(payload) + 6

@@ -61,7 +61,7 @@ class Listener:
             self._timer.cancel()
         if self._server is not None:
             self._server.close()
-        for connection in list(self._connections):
+        for connection in self._connections | self._strangers:
             connection.fail(
                 DistribCacheError(
                     "terminating connection due to administrator command", hint="connect again", sqlstate="57P01"
@@ -75,9 +75,8 @@ class Listener:
     def admit(self, connection: Connection) -> DistribCacheError | None:
         """Count a new client; the refusal when there are too many."""
         listen = self.node.settings.listen
-        self._connections.add(connection)
         self._strangers.add(connection)
-        if len(self._connections) > listen.max_clients:
+        if len(self._connections) >= listen.max_clients:
             return ClientError(
                 "sorry, too many clients already", where="client", hint="raise listen.max_clients", sqlstate="53300"
             )
@@ -88,7 +87,13 @@ class Listener:
                 hint="try again, or raise listen.max_unauthenticated",
                 sqlstate="53300",
             )
+        self._connections.add(connection)
         return None
+
+    @property
+    def overrun(self) -> bool:
+        """So many strangers that a refused one is not even listened to."""
+        return len(self._strangers) > 2 * self.node.settings.listen.max_unauthenticated
 
     def logged_in(self, connection: Connection) -> None:
         """A client has passed the server's authentication."""
