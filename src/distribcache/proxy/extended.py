@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from distribcache.proxy.forward import make_plan, send
-from distribcache.proxy.group import Message, Run, cut
+from distribcache.proxy.group import Message, Run, cut, described_later
 from distribcache.proxy.local import State, answer_loose, answer_run, apply
 from distribcache.proxy.lookup import WAIT
 from distribcache.wire.messages import (
@@ -31,7 +31,7 @@ def group(s: Session, data: bytes, messages: list[Message], ended: int) -> bool:
             s.wires.to_client(s.hot.ready)
         return True
     items = cut(messages)
-    state = State(s.txn.deferred, {}, {}, s.hot.kept, s.finished_portal)
+    state = State(s.txn.deferred, {}, {}, s.hot.kept, s.hot.finished)
     first, at_first = 0, state
     if not s.open:
         begun: tuple[int, State] | None = None
@@ -39,7 +39,7 @@ def group(s: Session, data: bytes, messages: list[Message], ended: int) -> bool:
             before = state.copy()
             last = ended == Front.SYNC and at == len(items) - 1
             local = (
-                answer_run(s, data, item, state, last)
+                not described_later(items, at) and answer_run(s, data, item, state, last)
                 if isinstance(item, Run)
                 else answer_loose(s, item.message, state)
             )
@@ -54,6 +54,9 @@ def group(s: Session, data: bytes, messages: list[Message], ended: int) -> bool:
             apply(s, state)
             if ended == Front.SYNC:
                 state.out.append(s.hot.ready)
+                if not s.hot.in_txn:
+                    s.hot.finished = False
+                    s.portals.clear()
             if state.out:
                 s.wires.to_client(b"".join(state.out))
             return True

@@ -36,6 +36,7 @@ class Fill:
         "scope",
         "spoiled",
         "ttl",
+        "whole",
     )
 
     def __init__(
@@ -62,6 +63,8 @@ class Fill:
         self.began_ns = began_ns
         self.ttl = ttl
         self.spoiled = False
+        self.whole = False
+        """The end of the statement has come: what the server skipped after an error is nothing to keep."""
         self._cap = cap
         self._parts: list[bytes] = []
         self._size = 0

@@ -10,8 +10,8 @@ from distribcache.coherence.ledger import SCHEMA
 from distribcache.errors import ProtocolError
 from distribcache.proxy.effects import CONTROL, UNKNOWN, Effects, effects
 from distribcache.proxy.fill import Fill
-from distribcache.proxy.group import Loose, Message, Run
-from distribcache.proxy.local import State, key_of, statement_of, unnamed
+from distribcache.proxy.group import Loose, Message, Run, parse_message
+from distribcache.proxy.local import State, key_of, statement_of
 from distribcache.proxy.lookup import WAIT, Wait, consider, is_ping, start_fill
 from distribcache.proxy.node import Outcome
 from distribcache.proxy.prepared import Prepared
@@ -20,13 +20,14 @@ from distribcache.proxy.simple import begin_meaning
 from distribcache.sql.cacheability import Kind, dangerous_parameter
 from distribcache.wire.messages import (
     Front,
+    close,
     read_bind,
 )  # fmt: skip
 
 if TYPE_CHECKING:
     from distribcache.proxy.session import Session
 
-__all__ = ["Plan", "make_plan", "send"]
+__all__ = ["Plan", "make_plan", "resend", "send"]
 
 
 @dataclass(slots=True)
@@ -133,9 +134,7 @@ def send(s: Session, data: bytes, going: list[Run | Loose], plan: Plan, ended: i
             if message.kind == Front.PARSE and not message.name:
                 break
             if not message.name and (message.kind == Front.BIND or message.target == b"S"):
-                prefix = kept[: 1 + int.from_bytes(kept[1:5], "big")]
-                s.statements[b""] = unnamed(s, kept)
-                s.replies.expect(Op(Front.PARSE, ours=True, relay_error=True))
+                prefix = resend(s, kept)
                 break
         if prefix or any(m.kind == Front.PARSE and not m.name for item in going for m in item.messages):
             s.hot.kept = None
@@ -161,6 +160,19 @@ def send(s: Session, data: bytes, going: list[Run | Loose], plan: Plan, ended: i
     s.wires.to_upstream(prefix + data[start:] if prefix else data[start:])
 
 
+def resend(s: Session, kept: bytes) -> bytes:
+    """Bytes that make upstream's unnamed statement what the client believes it to be; the reply is not the client's."""
+    if not kept:
+        s.replies.expect(Op(Front.CLOSE, ours=True))
+        return close(b"S", b"")
+    end = 1 + int.from_bytes(kept[1:5], "big")
+    scope = 0 if s.scope is None else s.scope.ident
+    message = parse_message(kept, 0, end)
+    done = _registrar(s, message, scope, s.coherence.words[SCHEMA])
+    s.replies.expect(Op(Front.PARSE, ours=True, relay_error=True, done=done))
+    return kept[:end]
+
+
 def _registrar(s: Session, message: Message, scope: int, schema: int) -> Callable[[int, bytes], None] | None:
     """What becomes known when upstream has accepted a message."""
     kind, name = message.kind, message.name
@@ -177,7 +189,7 @@ def _registrar(s: Session, message: Message, scope: int, schema: int) -> Callabl
         def bound(reply: int, _: bytes) -> None:
             statement = s.statements.get(name)
             if reply == 0x32:  # BindComplete
-                s.finished_portal = s.finished_portal and bool(message.portal)
+                s.hot.finished = s.hot.finished and bool(message.portal)
                 if statement is not None:
                     statement.proved = max(statement.proved, schema)
                     s.portals[message.portal] = statement

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from distribcache.errors import ProtocolError
 from distribcache.wire.messages import Front, read_close, read_describe, read_execute, read_parse, split_bind
 
-__all__ = ["Loose", "Message", "Run", "cut", "parse_message"]
+__all__ = ["Loose", "Message", "Run", "cut", "described_later", "parse_message"]
 
 
 @dataclass(slots=True)
@@ -115,6 +115,17 @@ def cut(messages: list[Message]) -> list[Run | Loose]:
             items.append(run)
             at = here + (3 if run.describe else 2)
     return items
+
+
+def described_later(items: list[Run | Loose], at: int) -> bool:
+    """Is the portal of the run ``items[at]`` described behind its Execute? Memory cannot answer that."""
+    for item in items[at + 1 :]:
+        if isinstance(item, Run):
+            return False
+        message = item.message
+        if message.kind == Front.DESCRIBE and message.target == b"P" and not message.name:
+            return True
+    return False
 
 
 def _run(messages: list[Message], at: int, parse: Message | None) -> Run | None:

@@ -36,7 +36,7 @@ from distribcache.wire.messages import (
 if TYPE_CHECKING:
     from distribcache.proxy.session import Session
 
-__all__ = ["State", "answer_loose", "answer_run", "apply", "key_of", "statement_of", "unnamed"]
+__all__ = ["State", "answer_loose", "answer_run", "apply", "key_of", "statement_of"]
 
 _FINISHED = command_complete(b"SELECT 0")
 
@@ -69,11 +69,11 @@ def statement_of(s: Session, state: State, name: bytes) -> Prepared | None:
     if name in state.statements:
         return state.statements[name]
     if not name and state.kept is not None:
-        return unnamed(s, state.kept)
+        return _unnamed(s, state.kept) if state.kept else None
     return s.statements.get(name)
 
 
-def unnamed(s: Session, kept: bytes) -> Prepared:
+def _unnamed(s: Session, kept: bytes) -> Prepared:
     end = 1 + int.from_bytes(kept[1:5], "big")
     message = parse_message(kept, 0, end)
     return Prepared(message.sql, message.oids, s.hot.ident)
@@ -127,7 +127,7 @@ def answer_run(s: Session, data: bytes, run: Run, state: State, last: bool) -> b
         state.kept = None if table is not None else data[parse.start : parse.end]
         state.statements[b""] = Prepared(sql, parse.oids, scope, own=table is not None)
     state.portals[b""] = None
-    state.finished = True
+    state.finished = one is None or one.kind not in CONTROL
     return True
 
 
@@ -217,7 +217,7 @@ def apply(s: Session, state: State) -> None:
     """Make what was answered here true."""
     s.txn.deferred = state.deferred
     s.hot.kept = state.kept
-    s.finished_portal = state.finished
+    s.hot.finished = state.finished
     for mine, changes in ((s.statements, state.statements), (s.portals, state.portals)):
         for name, prepared in changes.items():
             if prepared is None:

@@ -44,7 +44,7 @@ _ALLOWED: dict[int, frozenset[int]] = {
 _IDLE = frozenset(_COMMON)
 _STREAMED = frozenset(b"DdV")
 _DATA_ROW, _READY, _ERROR, _COPY_IN = b"DZEG"
-_EXECUTE, _SYNC, _SUSPENDED = b"ESs"
+_EXECUTE, _SYNC, _SUSPENDED, _COMPLETE = b"ESsC"
 _SPOILS = frozenset(b"GHdcI")
 _ALWAYS_RELAYED = frozenset(b"SA")
 """Changed parameters and notifications are the client's even in the middle of a question of ours."""
@@ -128,6 +128,8 @@ class Replies:
     def expect(self, op: Op) -> None:
         """Note a message that is being sent upstream now."""
         if self.skipping:
+            if op.fill is not None:
+                op.fill.spoil()
             if op.kind == _SYNC:  # Sync ends the skipping on the server's side
                 self.skipping = False
                 self.pending.append(op)
@@ -191,8 +193,11 @@ class Replies:
                     popped = pending.popleft()
                 elif kind == _COPY_IN:
                     self._copy_in(head)
-                if head.fill is not None and (kind in _SPOILS or (kind == _SUSPENDED and not head.fill.limited)):
-                    head.fill.spoil()
+                if head.fill is not None:
+                    if kind in _SPOILS or (kind == _SUSPENDED and not head.fill.limited):
+                        head.fill.spoil()
+                    elif kind == _COMPLETE or kind == _SUSPENDED:
+                        head.fill.whole = True
             if kind == _READY:
                 self.status = message[5:6]
                 if self.status not in (b"I", b"T", b"E") or length != 5:

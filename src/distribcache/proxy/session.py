@@ -24,7 +24,7 @@ from typing import Any, Protocol
 
 from distribcache.clock import now_ns
 from distribcache.errors import ClientError, DistribCacheError, ProtocolError, UpstreamError
-from distribcache.proxy import extended, simple
+from distribcache.proxy import extended, forward, simple
 from distribcache.proxy.effects import UNKNOWN
 from distribcache.proxy.group import parse_message
 from distribcache.proxy.hit import serve
@@ -234,17 +234,32 @@ class Session(Standing):
         if self.txn.local:
             self.questions.open_transaction()
             return 0
-        self.forget_unnamed(kind != Front.QUERY)
+        before = self._before_large(data)
         self.apply(UNKNOWN)
         self.replies.expect(Op(kind))
         if kind in (Front.QUERY, Front.FUNCTION_CALL):
             self.sent(awaiting=True)
         else:
             self.sent(awaiting=False)
-        self.wires.to_upstream(data[:end])
+        self.wires.to_upstream(before + data[:end])
         self._stream = max(0, end - len(data))
         self.outcome = Outcome("bypass", reason="too_large")
         return min(end, len(data))
+
+    def _before_large(self, data: bytes) -> bytes:
+        """What upstream has to hear before a message that is only forwarded; what that may replace is forgotten."""
+        kind, kept = data[0], self.hot.kept
+        if kind == Front.QUERY:
+            self.forget_unnamed()
+        elif kind == Front.PARSE:
+            name = data[5 : data.find(0, 5)]
+            self.statements.pop(name, None)
+            self.hot.names.pop(name, None)
+            self.hot.kept = kept if name else None
+        elif kind == Front.BIND and kept is not None:
+            self.hot.kept = None
+            return forward.resend(self, kept)
+        return b""
 
     def _pass_stream(self, data: bytes) -> int:
         count = min(self._stream, len(data))

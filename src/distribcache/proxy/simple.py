@@ -61,16 +61,18 @@ def query(s: Session, message: bytes) -> bool:
         if done is None:
             return _forward(s, message, sql, one, None)
         tag, s.txn.deferred = done
-        s.forget_unnamed()
+        s.forget_unnamed(answered_here=True)
         s.refresh()
         s.wires.to_client(command_complete(tag) + hot.ready)
         return True
     if one is not None and one.kind is Kind.SHOW and one.name.startswith("distribcache."):
         table = own_table(s, one.name)
         if table is not None:
+            s.forget_unnamed(answered_here=True)
             s.wires.to_client(describe_rows(table[0]) + rows(table) + hot.ready)
             return True
     if not parsed.statements and not parsed.error and s.txn.local:
+        s.forget_unnamed(answered_here=True)
         s.wires.to_client(EMPTY_QUERY + hot.ready)
         return True
     if one is not None and one.kind in (Kind.SET, Kind.RESET, Kind.SHOW):
@@ -87,7 +89,7 @@ def query(s: Session, message: bytes) -> bool:
     if entry is WAIT:
         return False
     if entry is not None:
-        hot.kept = None
+        s.forget_unnamed(answered_here=True)
         s.wires.to_client(serve_entry(s, key, entry) + hot.ready)
         return True
     if s.txn.local:

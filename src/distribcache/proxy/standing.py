@@ -46,8 +46,6 @@ class Standing:
         self.scope: Scope | None = None
         self.statements: dict[bytes, Prepared] = {}
         self.portals: dict[bytes, Prepared] = {}
-        self.finished_portal = False
-        """The unnamed portal was run to its end here, not upstream."""
         self.strict = False
         self.outcome = Outcome()
         self.touched: dict[str, None] = {}
@@ -111,11 +109,11 @@ class Standing:
         self.hot.ident = 0
         self.hot.names.clear()
 
-    def forget_unnamed(self, parse_follows: bool = False) -> None:
-        """A simple Query destroys the unnamed statement upstream; one that was kept here need not be sent any more."""
-        self.hot.kept = None
-        if not parse_follows:
-            self.statements.pop(b"", None)
+    def forget_unnamed(self, *, answered_here: bool = False) -> None:
+        """A simple Query destroys the unnamed statement and portal, also where upstream does not hear of it."""
+        self.hot.kept = b"" if answered_here else None
+        self.hot.finished = False
+        self.statements.pop(b"", None)
 
     def refresh(self) -> None:
         """Recompute whether the hit path may serve this session at all."""
@@ -190,7 +188,7 @@ class Standing:
             self.portals.clear()
         elif not self.hot.in_txn:
             txn.bypass = txn.bypass or ("transaction_unknown" if self.begin is None else self.begin)
-        self.finished_portal = self.finished_portal and status == b"T"
+        self.hot.finished = self.hot.finished and status == b"T"
         self.begin = None
         self.ends_transaction = False
         for fill in self.fills:
@@ -210,7 +208,7 @@ class Standing:
     def _store(self, fill: Fill) -> None:
         scope = self.scope
         words = self.coherence.words
-        if fill.spoiled or scope is None or fill.epoch != words[EPOCH] or fill.scope != scope.ident:
+        if fill.spoiled or not fill.whole or scope is None or fill.epoch != words[EPOCH] or fill.scope != scope.ident:
             return
         now = now_ns()
         analysis = fill.analysis
