@@ -28,6 +28,7 @@ from fix_postgres import Database
 from wait import until
 
 from distribcache.cli.serve import Proxy
+from distribcache.coherence.live import DatabaseCoherence
 from distribcache.coherence.reader import Reader
 from distribcache.config import load
 
@@ -165,7 +166,7 @@ class InnerProxy:
         self.proxy = Proxy(self._settings, self.log.append)
         self.call(self.proxy.start())
         self.host, self.port = self.proxy.address
-        until(lambda: any(each.serving for each in self.proxy.databases), lambda: f"never serving: {self.log}")
+        until(self.settled, lambda: f"never serving and settled: {self.log}")
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
@@ -181,6 +182,11 @@ class InnerProxy:
 
     def connect(self, user: str = "postgres", *, autocommit: bool = True, **more: Any) -> psycopg.Connection[Any]:
         return psycopg.connect(self.conninfo(user), autocommit=autocommit, **more)
+
+    def settled(self) -> bool:
+        """Hits are served and the second look after the last change of the catalogue is over."""
+        followed = [each for each in self.proxy.databases if isinstance(each, DatabaseCoherence)]
+        return any(each.serving and not each.coverage.settle_at for each in followed)
 
     def hold_stream(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """From now on nothing of the change stream arrives, as if it were late: after the next commit W is behind."""

@@ -104,7 +104,8 @@ def test_trap_9_a_portal_bound_before_a_commit_never_fills(
     stock: Database, proxy: InnerProxy, monkeypatch: pytest.MonkeyPatch, muted: bool
 ) -> None:
     """Bind takes the snapshot: what Execute returns after another's commit is old, and must not be stored as new."""
-    with RawClient(proxy.host, proxy.port, stock.name) as client, proxy.connect() as connection:
+    eventual = "-c distribcache.consistency=eventual"  # never waits, so the sabotaged fill is served for certain
+    with RawClient(proxy.host, proxy.port, stock.name, options=eventual) as client, proxy.connect() as connection:
         warm(connection)
         if muted:  # fill at Execute, as if it took the snapshot
             fill_at_execute(monkeypatch)
@@ -112,6 +113,7 @@ def test_trap_9_a_portal_bound_before_a_commit_never_fills(
         client.until(b"2")
         stock.execute("UPDATE stock SET value = 2")
         until(lambda: connection.execute(READ).fetchone() == (2,), "the write never arrived")
+        warm(connection)  # V has passed the commit: a fill that begins now would be taken for a new one
         client.send(execute(b"") + SYNC)
         assert client.rows_until_ready() == [[b"1"]]
         client.send(bind(b"", b"s") + execute(b"") + SYNC)

@@ -16,6 +16,7 @@ from distribcache.proxy.scope import Idents
 from distribcache.query import WorkloadType
 from distribcache.tiers.base import Cause
 from distribcache.tiers.hot import HotCache
+from distribcache.workload.classifier import classify
 
 if TYPE_CHECKING:
     from distribcache.proxy.session import Session
@@ -107,7 +108,8 @@ class Node:
         known = self._known.get(name)
         if known is None or known.coherence is not coherence:
             known = self._known[name] = Database(
-                coherence, Analyst(coherence.ask, coherence.slot_of, coherence.visible, coherence.schema_lsn)
+                coherence,
+                Analyst(coherence.ask, coherence.slot_of, coherence.visible, coherence.schema_lsn, classify=classify),
             )
         return known
 
