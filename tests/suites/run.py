@@ -19,7 +19,7 @@ import difflib
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,9 +66,8 @@ class Suite:
         else:
             drivers.DRIVERS[name].source()
 
-    def passes(self, wanted: Sequence[str], repeat: int, say: Console) -> list[Row]:
+    def passes(self, wanted: Sequence[str], repeat: int, say: Console) -> Iterator[Row]:
         """Run the wanted passes on one server. Raises RuntimeError when a proxy does not start or dies."""
-        rows: list[Row] = []
         base: Run | None = None
         with Postgres(bin_dir=self._bin, options=regress.OPTIONS | {"max_connections": "300"}) as server:
             for which in wanted:
@@ -83,8 +82,7 @@ class Suite:
                     base = runs[0]
                 elif base is not None:
                     self._explain(which, base, runs, verdict)
-                rows.append(Row(self.name, which, runs, verdict))
-        return rows
+                yield Row(self.name, which, runs, verdict)
 
     def _pass(self, which: str, times: int, server: Postgres) -> list[Run]:
         dbname = f"suite_{which.lower()}"
@@ -183,13 +181,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if bin_dir is None:
         say.print("no PostgreSQL server is installed on this machine (Debian: apt install postgresql)")
         return 3
-    wanted, status, rows = _words(asked.suite) or list(SUITES), 0, []
+    wanted, status, rows = _words(asked.suite) or list(SUITES), 0, list[Row]()
     for name in wanted:
         if name not in SUITES:
             parser.error(f"no such suite: {name}")
         try:
             suite = Suite(name, _words(asked.tests), asked.stand_in.split(), bin_dir)
-            rows += suite.passes(_words(asked.passes), asked.repeat, say)
+            for row in suite.passes(_words(asked.passes), asked.repeat, say):
+                rows.append(row)
+                say.print(f"[dim]  {'ok' if row.verdict.ok else 'BROKEN'}: {row.verdict.words}")
         except Unavailable as reason:
             say.print(f"[yellow]{name}: not to be had on this machine[/]: {reason}", highlight=False)
             status = max(status, 1 if asked.suite else 0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-
 from suites.outcomes import Outcome, Run, differences, judge
 
 GREEN = {"one": Outcome("passed", "aa"), "two": Outcome("failed", "bb"), "three": Outcome("skipped")}
