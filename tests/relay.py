@@ -17,7 +17,7 @@ Mangle = Callable[[int, bytes], bytes | None]
 
 
 class Relay:
-    """``delay`` in seconds per piece, ``slice_bytes`` per write, ``thawed.clear()`` holds all, ``refusing`` new ones."""
+    """``delay`` in seconds per piece, ``slice_bytes`` per write, ``thawed.clear()`` holds all, ``refusing`` new."""
 
     def __init__(self, port: int, only: bytes = b"") -> None:
         self.target = port
