@@ -119,7 +119,18 @@ def proxies() -> Iterator[MakeProxy]:
         environment = dict(os.environ)
         for name, value in (settings or {}).items():
             environment["DISTRIBCACHE_" + name.upper().replace(".", "_")] = value
-        command = [sys.executable, "-m", module, "serve", "--upstream", url, "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]
+        command = [
+            sys.executable,
+            "-m",
+            module,
+            "serve",
+            "--upstream",
+            url,
+            "--listen",
+            "127.0.0.1:0",
+            "--admin",
+            "127.0.0.1:0",
+        ]
         process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         proxy = ProxyProcess(process, url.rpartition("/")[2].partition("?")[0])
         running.append(proxy)
@@ -154,12 +165,16 @@ def proxy(database: Database, make_proxy: MakeProxy) -> ProxyProcess:
 
 
 class InnerProxy:
-    """The proxy in a thread of the test's own process, so that a test can look inside, mute a rule or hold the stream."""
+    """The proxy in a thread of the test's own process, so that a test can look inside, mute a rule or hold the
+    stream.
+    """
 
     def __init__(self, url: str, settings: Mapping[str, str]) -> None:
         self.database = url.rpartition("/")[2].partition("?")[0]
         self.log: list[str] = []
-        self._settings = load(None, {"upstream.url": url, "listen.address": "127.0.0.1:0", "admin.address": "127.0.0.1:0", **settings})
+        self._settings = load(
+            None, {"upstream.url": url, "listen.address": "127.0.0.1:0", "admin.address": "127.0.0.1:0", **settings}
+        )
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()

@@ -2,7 +2,8 @@
 
 * ``now_ns``: the clock of probes and floors, nanoseconds. CLOCK_BOOTTIME where there is one: it goes on during suspend,
   so an entry cannot look fresh because the machine slept. CLOCK_MONOTONIC elsewhere.
-* ``CoarseClock``: seconds, updated by the event loop a few times a second; for TTLs only, where a call per look-up would
+* ``CoarseClock``: seconds, updated by the event loop a few times a second; for TTLs only, where a call per look-up
+  would
   double the cost of a hit and being 100 ms late does no harm. Never for freshness: it stands still while the process is
   stopped.
 """

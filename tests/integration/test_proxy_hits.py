@@ -18,7 +18,9 @@ def shop(database: Database) -> Database:
     return database
 
 
-def until_hit(connection: psycopg.Connection[object], sql: str, params: tuple[object, ...] | None = None) -> list[object]:
+def until_hit(
+    connection: psycopg.Connection[object], sql: str, params: tuple[object, ...] | None = None
+) -> list[object]:
     """Repeat a read until it is answered from memory: the first may come before anything can be filled."""
     rows: list[object] = []
 
@@ -35,7 +37,12 @@ def test_simple_protocol_hits(shop: Database, proxy: ProxyProcess) -> None:
     with proxy.connect(cursor_factory=psycopg.ClientCursor) as connection:
         assert until_hit(connection, "SELECT name FROM item WHERE id = 7") == [("item 7",)]
         shown = last(connection)
-        assert (shown["status"], shown["tier"], shown["tables"], shown["workload"]) == ("hit", "L1", "public.item", "oltp")
+        assert (shown["status"], shown["tier"], shown["tables"], shown["workload"]) == (
+            "hit",
+            "L1",
+            "public.item",
+            "oltp",
+        )
         assert float(shown["age_ms"]) < 1000
 
 

@@ -89,7 +89,9 @@ def test_trap_11_session_lock_then_read_must_read(
         connection.execute("SELECT pg_advisory_unlock(42)")
 
 
-def test_trap_11_notify_then_read_must_read(stock: Database, proxy: InnerProxy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trap_11_notify_then_read_must_read(
+    stock: Database, proxy: InnerProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with proxy.connect() as connection:
         connection.execute("LISTEN changed")
         warm(connection)
@@ -163,7 +165,9 @@ def test_trap_16_begin_under_a_role_whose_default_is_repeatable_read(
     )
     proxy = make_inner_proxy(stock.url())
     if muted:
-        monkeypatch.setattr(simple, "may_begin", lambda s: s.why_not() == "" or (None if s.learn_scope() else s.scope is not None))
+        monkeypatch.setattr(
+            simple, "may_begin", lambda s: s.why_not() == "" or (None if s.learn_scope() else s.scope is not None)
+        )
     with proxy.connect("careful") as connection:
         warm(connection)
         connection.execute("BEGIN")
@@ -175,4 +179,3 @@ def test_trap_16_begin_under_a_role_whose_default_is_repeatable_read(
         connection.execute("COMMIT")
         assert (first == second) is not muted
     stock.execute("REVOKE ALL ON stock FROM careful", "DROP ROLE careful")
-

@@ -9,8 +9,18 @@ import pytest
 from distribcache.errors import ProtocolError
 from distribcache.proxy.replies import Op, Replies
 from distribcache.wire.messages import (
-    BIND_COMPLETE, CLOSE_COMPLETE, PARSE_COMPLETE, Back, command_complete, data_row, error_response, message, notice_response,
-    parameter_status, ready_for_query, row_description,
+    BIND_COMPLETE,
+    CLOSE_COMPLETE,
+    PARSE_COMPLETE,
+    Back,
+    command_complete,
+    data_row,
+    error_response,
+    message,
+    notice_response,
+    parameter_status,
+    ready_for_query,
+    row_description,
 )  # fmt: skip
 
 T = row_description([(b"a", 25, -1, 0)])
@@ -72,7 +82,8 @@ def test_our_own_question_never_reaches_the_client(feed: Callable[[Replies, byte
     ends: list[int] = []
     ours = [
         Op(ord("P"), ours=True), Op(ord("B"), ours=True),
-        Op(ord("E"), ours=True, rows=rows, done=lambda kind, _: ends.append(kind)), Op(ord("C"), ours=True), Op(ord("S"), ours=True),
+        Op(ord("E"), ours=True, rows=rows, done=lambda kind, _: ends.append(kind)), Op(ord("C"), ours=True),
+        Op(ord("S"), ours=True),
     ]  # fmt: skip
     fill = FakeFill()
     made, ready = replies(*ours, Op(ord("Q"), fill=fill))  # type: ignore[arg-type]
@@ -126,7 +137,9 @@ def test_copy_in_swallows_the_sync_that_was_already_sent() -> None:
 
 
 @pytest.mark.parametrize(
-    "bad", [C, D, Z, b"K\0\0\0\x0c\0\0\0\1\0\0\0\2", b"D\0\0\0\3", message(ord("?"))], ids=["C", "D", "Z", "K", "short", "?"]
+    "bad",
+    [C, D, Z, b"K\0\0\0\x0c\0\0\0\1\0\0\0\2", b"D\0\0\0\3", message(ord("?"))],
+    ids=["C", "D", "Z", "K", "short", "?"],
 )
 def test_what_the_server_may_not_say_is_refused(bad: bytes) -> None:
     made, _ = replies(Op(ord("P")))

@@ -46,7 +46,9 @@ class Proxy:
         self.admin_address = ("", 0)
 
     async def start(self) -> None:
-        """Accept clients. Raises ConfigError when an address cannot be had; an unreachable server is tried again and again."""
+        """Accept clients. Raises ConfigError when an address cannot be had; an unreachable server is tried again and
+        again.
+        """
         self.address = await self.listener.start()
         try:
             self.admin_address = await self.admin.start()

@@ -23,6 +23,7 @@ from distribcache.proxy.session import Session
 from distribcache.proxy.upstream import Peer, connect
 from distribcache.wire.messages import terminate
 from distribcache.wire.startup import NEED_DATA, CancelRequest, GssEncRequest, SslRequest, Startup, read_startup
+from distribcache.wire.state import Phase
 
 if TYPE_CHECKING:
     from distribcache.proxy.listener import Listener
@@ -33,8 +34,8 @@ _HIGH_WATER = 256 * 1024
 _MAX_EARLY = 64 * 1024
 """Bytes that a client may send while its upstream connection is being opened."""
 _REFUSED_PATIENCE = 1.0
-"""Seconds for a client that is refused to say what it wants: sooner it would not understand an error, and a cancel is never
-refused."""
+"""Seconds for a client that is refused to say what it wants: sooner it would not understand an error, and a cancel is
+never refused."""
 
 
 class Connection(asyncio.Protocol):
@@ -269,7 +270,7 @@ class Connection(asyncio.Protocol):
     def _upstream_lost(self) -> None:
         if self._closed:
             return
-        if self.login is None or (self.session is None and not self._raw and not self.login.phase.name == "CLOSED"):
+        if self.login is None or (self.session is None and not self._raw and self.login.phase is not Phase.CLOSED):
             self.fail(
                 UpstreamError(
                     "the server closed the connection during the login",

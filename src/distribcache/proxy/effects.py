@@ -1,6 +1,7 @@
 """What a statement that goes upstream does to what we know: to the data, to the session, to the catalogues.
 
-* ``impure``: it is not a proven pure read. It ends serving for the rest of its transaction and raises the freshness floor
+* ``impure``: it is not a proven pure read. It ends serving for the rest of its transaction and raises the freshness
+  floor
   at its end, whether it failed or not: lock-then-read must read (coherence trap 11).
 * ``opaque``: it may have changed the session's scope unseen, so the scope must be learned again.
 * ``ddl``: it may have changed a catalogue (a catalogue alarm at the end of its transaction).

@@ -2,8 +2,8 @@
 
 A fill gathers the bytes of one reply while they are relayed. It is stored only when the exchange has ended well
 (coherence rule R2): nothing spoiled it, the epoch is still that of its beginning, the session's scope too, and every
-statement since the transaction began was a proven pure read. One fill per key is in flight in the process; others who ask
-for the same key meanwhile wait for it and then look it up *as a hit*, through freshness and validity of their own
+statement since the transaction began was a proven pure read. One fill per key is in flight in the process; others who
+ask for the same key meanwhile wait for it and then look it up *as a hit*, through freshness and validity of their own
 (coherence trap 10).
 """
 

@@ -3,8 +3,8 @@
 A *run* is ``[Parse] Bind [Describe portal] Execute``, all about one portal: the unit that memory can answer. Everything
 else is a loose message. A Parse belongs to a run only when it is unnamed: a named statement must exist upstream.
 
-The key of a run is its own bytes, from the Parse on when there is one, else from behind the two names in Bind. A run with
-a named portal is never answered: its client may come back to it.
+The key of a run is its own bytes, from the Parse on when there is one, else from behind the two names in Bind. A run
+with a named portal is never answered: its client may come back to it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ __all__ = ["Loose", "Message", "Run", "cut", "described_later", "parse_message"]
 
 @dataclass(slots=True)
 class Message:
-    """One message of a group. ``name``: statement of Parse, Bind, Describe/Close S; portal of Execute, Describe/Close P."""
+    """One message of a group.
+
+    ``name`` is the statement of Parse, Bind and Describe/Close S, the portal of Execute and Describe/Close P.
+    """
 
     kind: int
     start: int

@@ -1,9 +1,9 @@
 """All that a hit touches: find the message, one look-up, check the ledger, one write.
 
-Theory. A unit of client bytes that ends an exchange (a simple Query, or an extended group up to Sync) is looked up under
-(identity, bytes). The identity is an integer that stands for the session's scope, or for (prepared statement, scope);
-names of statements and portals are never part of a key. The slower path decides what may be stored and under which
-bytes; this file only recognises them again, so it parses nothing but lengths.
+Theory. A unit of client bytes that ends an exchange (a simple Query, or an extended group up to Sync) is looked up
+under (identity, bytes). The identity is an integer that stands for the session's scope, or for (prepared statement,
+scope); names of statements and portals are never part of a key. The slower path decides what may be stored and under
+which bytes; this file only recognises them again, so it parses nothing but lengths.
 
 Rules:
 1. ``identity`` is 0 unless the slower path has proved that this session may be served now: scope known, nothing
@@ -89,7 +89,8 @@ class Hot:
         self.paused: bool = False
         self.kept: bytes | None = None
         """The unnamed statement, where the client and upstream differ about it: bytes that start with a Parse which was
-        answered here, or empty when a Query answered here has destroyed it. None: upstream has what the client thinks."""
+        answered here, or empty when a Query answered here has destroyed it. None: upstream has what the client
+        thinks."""
         self.finished: bool = False
         """The unnamed portal was run to its end here, in a transaction that is still open."""
         self.hits: int = 0

@@ -1,7 +1,7 @@
 """The items of a group that memory can answer: reads that are there, transaction control, and our own SHOWs.
 
-Nothing is written or changed here: every answer goes into a ``State``, which ``apply`` makes true once the whole group is
-decided. So a group can be looked at again after something was awaited.
+Nothing is written or changed here: every answer goes into a ``State``, which ``apply`` makes true once the whole group
+is decided. So a group can be looked at again after something was awaited.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from distribcache.proxy.group import Message, Run, parse_message
 from distribcache.proxy.lookup import WAIT, Wait, consider, find, serve_entry
 from distribcache.proxy.prepared import Prepared
 from distribcache.proxy.shows import own_table
-from distribcache.proxy.simple import may_begin
+from distribcache.proxy.simple import deallocates_own, may_begin
 from distribcache.proxy.transaction import control
 from distribcache.sql.cacheability import Kind
 from distribcache.wire.messages import (
@@ -119,6 +119,9 @@ def answer_run(s: Session, data: bytes, run: Run, state: State, last: bool) -> b
             return False
         tag, state.deferred = done
         state.out.append(head + (NO_DATA if run.describe else b"") + command_complete(tag))
+    elif one is not None and parse is not None and deallocates_own(s, one):
+        state.statements[one.name.encode()] = None
+        state.out.append(head + (NO_DATA if run.describe else b"") + command_complete(b"DEALLOCATE"))
     else:
         hit = _read(s, data, run, statement, state, last)
         if hit is not True:
@@ -157,7 +160,9 @@ def _read(s: Session, data: bytes, run: Run, statement: Prepared, state: State, 
 
 
 def key_of(s: Session, data: bytes, run: Run, statement: Prepared) -> tuple[int, bytes]:
-    """Names are no part of a key: (scope, all bytes) of a whole unnamed run, else (statement in scope, bytes after names)."""
+    """Names are no part of a key: (scope, all bytes) of a whole unnamed run, else (statement in scope, bytes after
+    names).
+    """
     scope = 0 if s.scope is None else s.scope.ident
     if run.parse is not None:
         return scope, data[run.start : run.end]
@@ -165,7 +170,9 @@ def key_of(s: Session, data: bytes, run: Run, statement: Prepared) -> tuple[int,
 
 
 def answer_loose(s: Session, message: Message, state: State) -> bool | Wait:
-    """Answer a message that belongs to no run, which is possible only about our own SHOWs; False when it goes upstream."""
+    """Answer a message that belongs to no run, which is possible only about our own SHOWs; False when it goes
+    upstream.
+    """
     kind, name = message.kind, message.name
     if kind == Front.PARSE:
         if _own(s, message.sql) is None:

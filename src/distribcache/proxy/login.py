@@ -1,8 +1,9 @@
 """What passes between client and server from the start-up packet to the first ReadyForQuery.
 
-The proxy holds no passwords and decides no logins: SCRAM, MD5 and cleartext are relayed message by message. It looks only for
-four things: the offer of SCRAM-SHA-256-PLUS, which cannot pass through two TLS legs; a server that lets a client in
-without any challenge; the backend's pid and secret; and the first ReadyForQuery. Messages are small and bounded here.
+The proxy holds no passwords and decides no logins: SCRAM, MD5 and cleartext are relayed message by message. It looks
+only for four things: the offer of SCRAM-SHA-256-PLUS, which cannot pass through two TLS legs; a server that lets a
+client in without any challenge; the backend's pid and secret; and the first ReadyForQuery. Messages are small and
+bounded here.
 """
 
 from __future__ import annotations
@@ -60,7 +61,9 @@ class Login:
         return b"".join(out)
 
     def from_server(self, data: bytes) -> Iterator[bytes]:
-        """Messages for the client, one at a time; ``finished`` is set when ReadyForQuery is among them. Raises UpstreamError."""
+        """Messages for the client, one at a time; ``finished`` is set when ReadyForQuery is among them. Raises
+        UpstreamError.
+        """
         try:
             self._server.feed(data)
             for each in self._server:
@@ -98,7 +101,8 @@ class Login:
                 raise UpstreamError(
                     "the server lets this proxy in without a password, which would let every client in",
                     where="pg_hba.conf",
-                    hint="use scram-sha-256 for the proxy's address in pg_hba.conf, or set auth.allow_trust if that is meant",
+                    hint="use scram-sha-256 for the proxy's address in pg_hba.conf, "
+                    "or set auth.allow_trust if that is meant",
                     sqlstate="28000",
                 )
             return message
@@ -118,5 +122,6 @@ class Login:
             return message
         return error_response(
             error.severity or "FATAL", error.sqlstate or "28000", error.text,
-            hint="TLS ends at distribcache, so SCRAM channel binding cannot pass: connect with channel_binding=disable",
+            hint="TLS ends at distribcache, so SCRAM channel binding cannot pass: "
+            "connect with channel_binding=disable",
         )  # fmt: skip

@@ -40,7 +40,9 @@ def is_ping(sql: bytes) -> bool:
 
 
 def consider(s: Session, sql: bytes, parsed: Parsed) -> tuple[Analysis | None, Outcome] | Wait:
-    """The analysis of a text that may be a read, and why it may not be served: an outcome with a status, or an empty one."""
+    """The analysis of a text that may be a read, and why it may not be served: an outcome with a status, or an empty
+    one.
+    """
     if parsed.error:
         return None, Outcome("refused", reason="not_understood")
     if not all(each.kind in (Kind.READ, Kind.SHOW, Kind.EMPTY) for each in parsed.statements):

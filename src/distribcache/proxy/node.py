@@ -1,4 +1,6 @@
-"""What the sessions of one process share: settings, L1, fills in flight, identities, databases, and what was counted."""
+"""What the sessions of one process share: settings, L1, fills in flight, identities, databases, and what was
+counted.
+"""
 
 from __future__ import annotations
 

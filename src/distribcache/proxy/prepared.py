@@ -9,7 +9,8 @@ __all__ = ["Prepared"]
 
 @dataclass(slots=True)
 class Prepared:
-    """``scope`` is the session's identity at Parse; ``proved`` the schema slot when upstream last accepted it, -1 never.
+    """``scope`` is the session's identity at Parse; ``proved`` the schema slot when upstream last accepted it, -1
+    never.
 
     ``own``: a ``SHOW distribcache.*``, which upstream has never seen.
     """

@@ -1,7 +1,7 @@
 """What the proxy itself asks on a client's connection, and the transaction that it opens there on the client's behalf.
 
-Only while upstream is idle, in the extended protocol under reserved names (a simple query of ours would destroy the client's
-unnamed statement, coherence trap 15), and its replies never reach the client.
+Only while upstream is idle, in the extended protocol under reserved names (a simple query of ours would destroy the
+client's unnamed statement, coherence trap 15), and its replies never reach the client.
 """
 
 from __future__ import annotations
@@ -134,5 +134,6 @@ def _refused(reason: str) -> Scope:
     """A scope under which nothing is served or stored, until something makes the session ask again."""
     return Scope(
         ident=0, schemas=(), read_committed=False, conf_load_time="", statement_timeout_ms=0, refusal=reason,
-        consistency=Consistency.SESSION, max_staleness_ns=None, workload=None, own=(), server=ServerFacts(0, False, "", None),
+        consistency=Consistency.SESSION, max_staleness_ns=None, workload=None, own=(), server=ServerFacts(0, False, "",
+        None),
     )  # fmt: skip

@@ -1,8 +1,8 @@
 """What upstream still owes, in order, and what to do with each of its messages.
 
-Theory. Every message sent upstream adds the reply it will cause to ``pending``; every message that comes back belongs to
-the head of that queue. That is enough to know when an exchange is over, which bytes belong to a fill, and which replies
-are ours and must not reach the client (a deferred BEGIN, a question about the session).
+Theory. Every message sent upstream adds the reply it will cause to ``pending``; every message that comes back belongs
+to the head of that queue. That is enough to know when an exchange is over, which bytes belong to a fill, and which
+replies are ours and must not reach the client (a deferred BEGIN, a question about the session).
 
 Rules:
 1. A message that the head does not allow is a ProtocolError: both sides are closed and every fill is dropped.
@@ -67,8 +67,9 @@ def _fatal(error: bytes) -> bool:
 class Op:
     """One message sent upstream that will be answered.
 
-    ``kind`` is its type byte. ``ours``: its reply is not the client's, unless ``relay_error`` and it is an error. ``fill`` gathers the reply. ``done`` is called
-    with the type byte of the last message of the reply (or of the error) and that message's bytes.
+    ``kind`` is its type byte. ``ours``: its reply is not the client's, unless ``relay_error`` and it is an error.
+    ``fill`` gathers the reply, ``rows`` the rows of a reply that is ours. ``done`` is called with the type byte of the
+    last message of the reply (or of the error) and that message's bytes.
     """
 
     __slots__ = ("done", "fill", "kind", "ours", "relay_error", "rows")

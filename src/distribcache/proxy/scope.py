@@ -1,8 +1,8 @@
 """Session scope: everything about a session that can change what a SELECT answers, as one interned identity.
 
 Learned by one question on the client's own connection (``sql.settings.scope_query``), never guessed from the SETs that
-pass by: a function, a trigger or a rollback can change a setting and report nothing (coherence trap 12). Two sessions with
-the same content share one ``ident``; idents are never reused, so an entry of a forgotten scope can only be missed.
+pass by: a function, a trigger or a rollback can change a setting and report nothing (coherence trap 12). Two sessions
+with the same content share one ``ident``; idents are never reused, so an entry of a forgotten scope can only be missed.
 """
 
 from __future__ import annotations

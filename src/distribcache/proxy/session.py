@@ -1,9 +1,10 @@
 """One client's session after login: every unit of client bytes is answered from memory or goes upstream, in order.
 
-Theory. Client bytes are cut into *units*: a simple Query, or extended-protocol messages up to Sync or Flush. One unit is
-decided at a time, by ``_step``, which is written so that it can be run again from the start: whatever it must wait for
-(the session's scope, an analysis, freshness, another's fill, a transaction opened upstream) is awaited outside, and then
-the same unit is looked at once more with that answer known. Nothing is written before the decision is complete.
+Theory. Client bytes are cut into *units*: a simple Query, or extended-protocol messages up to Sync or Flush. One unit
+is decided at a time, by ``_step``, which is written so that it can be run again from the start: whatever it must wait
+for (the session's scope, an analysis, freshness, another's fill, a transaction opened upstream) is awaited outside,
+and then the same unit is looked at once more with that answer known. Nothing is written before the decision is
+complete.
 
 Rules:
 1. A hit is answered only when nothing is outstanding upstream and no earlier message of the group went up.
@@ -270,7 +271,9 @@ class Session(Standing):
     # ---- waiting ----------------------------------------------------------------------------------------------------
 
     def wait(self, reason: str, awaitable: Coroutine[Any, Any, object] | asyncio.Future[Any]) -> bool:
-        """Look at the same unit again when ``awaitable`` is done; once per reason and unit. Returns False for chaining."""
+        """Look at the same unit again when ``awaitable`` is done; once per reason and unit. Returns False for
+        chaining.
+        """
         self.tried.add(reason)
         self._blocked = True
         self._waiting = asyncio.get_running_loop().create_task(self._wait(awaitable))
@@ -279,7 +282,7 @@ class Session(Standing):
     async def _wait(self, awaitable: Coroutine[Any, Any, object] | asyncio.Future[Any]) -> None:
         try:
             await awaitable
-        except Exception as error:  # a failing cache is no error of the client's: the unit goes upstream
+        except Exception as error:  # noqa: BLE001 - a failing cache is no error of the client's: the unit goes upstream
             self.node.failed(error)
         self._blocked = False
         self._waiting = None

@@ -40,6 +40,14 @@ def begin_meaning(s: Session, statement: Statement) -> str:
     return ""
 
 
+def deallocates_own(s: Session, statement: Statement) -> bool:
+    """Does it deallocate a prepared ``SHOW distribcache.*``, which upstream has never seen?"""
+    if statement.kind is not Kind.DEALLOCATE or not statement.name or s.replies.status == b"E":
+        return False
+    prepared = s.statements.get(statement.name.encode())
+    return prepared is not None and prepared.own
+
+
 def query(s: Session, message: bytes) -> bool:
     """Answer or forward; False when the unit has to be looked at again."""
     if s.failure is not None:
@@ -71,6 +79,11 @@ def query(s: Session, message: bytes) -> bool:
             s.forget_unnamed(answered_here=True)
             s.wires.to_client(describe_rows(table[0]) + rows(table) + hot.ready)
             return True
+    if one is not None and deallocates_own(s, one):
+        s.statements.pop(one.name.encode(), None)
+        s.forget_unnamed(answered_here=True)
+        s.wires.to_client(command_complete(b"DEALLOCATE") + hot.ready)
+        return True
     if not parsed.statements and not parsed.error and s.txn.local:
         s.forget_unnamed(answered_here=True)
         s.wires.to_client(EMPTY_QUERY + hot.ready)

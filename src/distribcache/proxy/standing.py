@@ -1,8 +1,8 @@
 """What is known of one session, and what its messages that went upstream may have changed.
 
 Two questions are answered here, without IO. *May this session be served now?* (``why_not``; ``hot.ident`` is the short
-answer for the hit path.) *What follows from the end of an exchange?* (``_on_ready``: floors and alarms are raised and fills are
-stored before ReadyForQuery is relayed.)
+answer for the hit path.) *What follows from the end of an exchange?* (``_on_ready``: floors and alarms are raised and
+fills are stored before ReadyForQuery is relayed.)
 
 Rules:
 1. The scope is forgotten whenever it could have changed; while it is unknown nothing is served or stored.
@@ -71,7 +71,7 @@ class Standing:
         return self.database.analyst.parsed(sql)
 
     def why_not(self) -> str:
-        """Why nothing may be served or stored now: a stable code, or empty. ``scope_unknown`` can be mended by asking."""
+        """Why nothing may be served or stored now, as a stable code; empty when it may."""
         coherence = self.coherence
         if not self.node.settings.cache.enabled:
             return "disabled"

@@ -1,12 +1,12 @@
 """Which settings shape an answer, and the question that learns them all from the client's own connection.
 
-PostgreSQL reports only a few settings to its clients and search_path, role or default_transaction_isolation are not among
-them (proxy trap 3), so what a session *is* cannot be watched, only asked for. One SELECT answers everything; it runs under
-a reserved name, in the extended protocol, only while the connection is idle (coherence trap 15).
+PostgreSQL reports only a few settings to its clients and search_path, role or default_transaction_isolation are not
+among them (proxy trap 3), so what a session *is* cannot be watched, only asked for. One SELECT answers everything; it
+runs under a reserved name, in the extended protocol, only while the connection is idle (coherence trap 15).
 
 ``KEYED`` are the settings that can change the bytes of a result; their values become part of the session's scope by
-content. Settings of extensions are asked with ``missing_ok``: absent reads as NULL. Settings that a session has been seen
-to touch and that are not in the list are added for that session (``extra``): a policy or a function may read them.
+content. Settings of extensions are asked with ``missing_ok``: absent reads as NULL. Settings that a session has been
+seen to touch and that are not in the list are added for that session (``extra``): a policy or a function may read them.
 """
 
 from __future__ import annotations
