@@ -128,6 +128,16 @@ CASES: list[Case] = [
     ("SELECT f_atomic_default(id) FROM t", "volatile_function", False),
     ("SELECT f_atomic_today(name) FROM t", "text_to_time", True),
     ("SELECT f_set(id) FROM t", "user_function", False),
+    ("SELECT f_default(id, created) FROM t", "time_dependent", True),
+    ("SELECT f_default(id) FROM t", "time_dependent", True),
+    ("SELECT f_default_plain(id) FROM t", "", True),
+    ("SELECT f_default_liar(), id FROM t", "user_function", False),
+    ("SELECT f.value FROM t, f_table(t.id) f", "", True),
+    ("SELECT created::date FROM t, f_table(t.id) f", "text_to_time", True),
+    ("SELECT f_two(id) FROM t", "row_security", True),
+    ("SELECT f_writes(id) FROM t", "data_modifying_cte", False),
+    ("SELECT a_today(day) FROM t", "time_literal", True),
+    ("SELECT a_epoch(day) FROM t", "", True),
     ("SELECT t.full_name FROM t", "user_function", False),
     ("SELECT (t).full_name FROM t", "user_function", False),
     ("SELECT t.good_name FROM t", "", True),
@@ -197,6 +207,12 @@ CASES: list[Case] = [
     ("EXPLAIN SELECT * FROM t", "not_a_read", False),
     ("", "not_a_read", True),
     ("SELEC", "not_understood", False),
+]
+
+VIRTUAL: list[Case] = [
+    ("SELECT * FROM virt", "", True),
+    ("SELECT d::timestamp FROM virt", "", True),
+    ("SELECT t::date FROM virt", "text_to_time", True),
 ]
 
 # With the extensions' schema in the path.

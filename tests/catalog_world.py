@@ -87,6 +87,19 @@ CREATE FUNCTION f_set(int) RETURNS int IMMUTABLE LANGUAGE sql SET work_mem = '1M
 CREATE FUNCTION full_name(t) RETURNS text STABLE LANGUAGE plpgsql AS 'BEGIN RETURN $1.name; END';
 CREATE FUNCTION good_name(t) RETURNS text STABLE LANGUAGE sql RETURN $1.name;
 CREATE AGGREGATE a_plain(int) (sfunc = int4pl, stype = int4);
+CREATE FUNCTION f_default(k int, at timestamptz DEFAULT now()) RETURNS int IMMUTABLE LANGUAGE sql RETURN $1;
+CREATE FUNCTION f_default_plain(k int, j int DEFAULT 5, t text DEFAULT lower('X')) RETURNS int IMMUTABLE
+  LANGUAGE sql RETURN $1 + $2;
+CREATE FUNCTION f_default_liar(k int DEFAULT f_pl()) RETURNS int IMMUTABLE LANGUAGE sql RETURN $1;
+CREATE FUNCTION f_table(k int) RETURNS TABLE (value text, at date) STABLE LANGUAGE sql
+  BEGIN ATOMIC SELECT secret, date '2024-01-01' FROM hid WHERE id = k; END;
+CREATE FUNCTION f_two(k int) RETURNS bigint STABLE LANGUAGE sql
+  BEGIN ATOMIC SELECT 1; SELECT count(*) FROM r_setting; END;
+CREATE FUNCTION f_writes(k int) RETURNS bigint STABLE LANGUAGE sql
+  BEGIN ATOMIC WITH w AS (DELETE FROM hid RETURNING id) SELECT count(*) FROM w; END;
+CREATE FUNCTION later(date, date) RETURNS date IMMUTABLE LANGUAGE sql RETURN greatest($1, $2);
+CREATE AGGREGATE a_today(date) (sfunc = later, stype = date, initcond = 'today');
+CREATE AGGREGATE a_epoch(date) (sfunc = later, stype = date, initcond = 'epoch');
 CREATE AGGREGATE a_bad(int) (sfunc = f_pl2, stype = int4);
 CREATE OPERATOR === (leftarg = int, rightarg = int, function = int4eq);
 CREATE FUNCTION eq_bad(pair, pair) RETURNS bool IMMUTABLE LANGUAGE plpgsql AS 'BEGIN RETURN true; END';
@@ -118,7 +131,8 @@ def build(connection: psycopg.Connection[Any]) -> None:
     if connection.info.server_version >= 180000:
         connection.execute(
             "CREATE TABLE virt (id int, twice int GENERATED ALWAYS AS (id * 2) VIRTUAL,"
-            " t text GENERATED ALWAYS AS (id::text || 'x') STORED)"
+            " t text GENERATED ALWAYS AS (id::text || 'x') STORED,"
+            " d date GENERATED ALWAYS AS (make_date(id, 1, 1)) VIRTUAL)"
         )
 
 

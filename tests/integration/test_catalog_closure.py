@@ -13,6 +13,7 @@ from catalog_world import SCHEMAS, ask_on, build
 from fix_postgres import Database, create_database, drop_database
 
 from distribcache.catalog.resolve import resolve
+from distribcache.sql.cacheability import Kind
 from distribcache.sql.functions import EXTENSION_STABLE, IMMUTABLE_DENIED, IMPURE, STABLE, TIME
 from distribcache.sql.parse import read
 
@@ -153,3 +154,27 @@ def test_stable_builtins_that_look_at_the_server_are_not_listed(catalog: psycopg
     """Whatever the next version adds: names that read the server's state must not slip into the list."""
     suspicious = re.compile(r"^(pg_(?!typeof|client_encoding)|has_|txid|inet_|to_reg|obj_|shobj_|col_|row_sec)")
     assert [name for name in STABLE if suspicious.match(name)] == []
+
+
+def test_what_is_called_pure_takes_no_lock_and_no_transaction_id(world: Database) -> None:
+    """Run every proven pure read, and look at what its transaction holds."""
+    ran = 0
+    with world.connect() as connection:
+        for sql, _, pure in CASES:
+            statements = read(sql.encode()).statements
+            if not pure or "$" in sql or len(statements) != 1 or statements[0].kind is not Kind.READ:
+                continue
+            with connection.transaction(force_rollback=True):
+                try:
+                    with connection.transaction():
+                        connection.execute(sql.encode())
+                except psycopg.Error:
+                    # Text that is no date, say: the verdict does not depend on the rows.
+                    continue
+                held = connection.execute(
+                    "SELECT pg_current_xact_id_if_assigned()::text, array_agg(DISTINCT mode) FROM pg_locks "
+                    "WHERE pid = pg_backend_pid() AND NOT (locktype = 'virtualxid' AND mode = 'ExclusiveLock')"
+                ).fetchone()
+            assert held == (None, ["AccessShareLock"]), sql
+            ran += 1
+    assert ran > 90

@@ -100,7 +100,7 @@ def _body(nodes: list[dict[str, Any]], where: str, *, arguments: bool = False, s
     for walk in walks:
         if walk.locks or walk.writes or walk.creates or walk.unknown:
             effects = True
-            refusal = refusal or walk.refusal or Refusal("locking_read" if walk.locks else "not_a_read")
+            refusal = refusal or walk.refusal or Refusal("locking_read" if walk.locks else "data_modifying_cte")
         refusal = refusal or walk.refusal
     found = [walk.names() for walk in walks]
     names = Names(

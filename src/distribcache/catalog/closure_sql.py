@@ -9,7 +9,8 @@ Rules:
 2. A relation's name has one meaning: the first schema that holds it. A function, operator or type may mean any
    object of that name in any of the schemas: arguments are not typed here, so every candidate is followed.
 3. Followed are: views, inheritance, virtual columns, column types, domains and their checks, composite and range types,
-   user types' input, output, comparison and cast functions, visible function bodies, aggregates, operators.
+   user types' input, output, comparison and cast functions, visible function bodies and default arguments,
+   aggregates, operators.
 4. ``slot`` marks relations that are read by name somewhere. Children reached only through a parent have none of their
    own to watch: a change of theirs counts for the parent too.
 5. Functions of extensions are taken at their word: the types of their arguments are not followed, and those that
@@ -176,6 +177,9 @@ SELECT 'function', f.oid::int8, json_build_object(
       AND p.deptype = 'e'),
     'body', CASE WHEN f.prosqlbody IS NOT NULL THEN pg_get_function_sqlbody(f.oid) END,
     'source', CASE WHEN l.lanname = 'sql' AND f.oid >= 16384 AND f.prosqlbody IS NULL THEN f.prosrc END,
+    'defaults', CASE WHEN f.oid >= 16384 THEN pg_get_expr(f.proargdefaults, 0) END,
+    'starts', (SELECT json_build_array(g.agginitval, g.aggminitval) FROM pg_aggregate g
+      WHERE g.aggfnoid = f.oid AND f.oid >= 16384),
     'returns', f.prorettype::int8,
     'scalar', f.proargmodes IS NULL AND (r.typtype NOT IN ('c', 'p') OR f.prorettype = 'anyelement'::regtype),
     'internal', f.pronargs > 0 AND f.proargtypes[0] IN ('cstring'::regtype, 'internal'::regtype))::text

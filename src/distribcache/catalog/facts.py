@@ -39,7 +39,11 @@ class Relation:
 
 @dataclass(frozen=True, slots=True)
 class Function:
-    """``scalar``: in FROM it brings exactly one column, named like itself. ``internal``: takes unchecked raw input."""
+    """``scalar``: in FROM it brings exactly one column, named like itself. ``internal``: takes unchecked raw input.
+
+    ``body`` is visible (BEGIN ATOMIC, RETURN); ``source`` is the text of any other SQL function; ``defaults`` are the
+    expressions for arguments left out; ``starts`` are an aggregate's first states, as text.
+    """
 
     oid: int
     schema: str
@@ -52,6 +56,8 @@ class Function:
     extension: bool
     body: str | None
     source: str | None
+    defaults: str | None
+    starts: tuple[str | None, ...]
     returns: int
     scalar: bool
     internal: bool
@@ -108,6 +114,7 @@ class Answer:
                 case "relation":
                     self._relation(oid, facts)
                 case "function":
+                    facts["starts"] = tuple(facts["starts"] or ())
                     self.functions[oid] = Function(oid=oid, **facts)
                 case "type":
                     facts["parts"], facts["checks"] = tuple(facts["parts"]), tuple(facts["checks"] or ())

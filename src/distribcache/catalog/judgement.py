@@ -18,6 +18,7 @@ from distribcache.sql.functions import (
     TIME,
 )
 from distribcache.sql.origin import POLYMORPHIC
+from distribcache.sql.timewords import names_a_moment
 
 __all__ = ["TIMETZ", "converts_text_to_time", "judge_function", "judge_relation"]
 
@@ -61,7 +62,9 @@ def judge_function(function: Function) -> Verdict:
     if function.volatility == "v":
         return Refusal("volatile_function", name), False
     if function.kind == "a":
-        # Its parts are functions of their own in the closure.
+        # Its parts are functions of their own in the closure. Its first state is text, read when it starts.
+        if any(names_a_moment(start) for start in function.starts if start):
+            return Refusal("time_literal", name), True
         return _FINE
     if function.body is not None and not function.settings:
         return _FINE

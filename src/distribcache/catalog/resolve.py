@@ -93,16 +93,19 @@ def _definitions(answer: Answer, done: set[tuple[str, int]]) -> Iterator[Body]:
         if relation.oid < BUILTIN or ("r", relation.oid) in done:
             continue
         done.add(("r", relation.oid))
-        if relation.definition is not None:
-            yield bodies.view(relation.definition, f"view {relation}")
+        if relation.kind == "v":
+            # A view dropped meanwhile has no text any more: unreadable.
+            yield bodies.view(relation.definition or "-", f"view {relation}")
         for text in relation.virtual:
             yield bodies.expression(text, f"a virtual column of {relation}")
         for name, text in relation.policies or ():
-            yield bodies.expression(text, _policy(name, relation))
+            yield bodies.expression(text or "-", _policy(name, relation))
     for function in answer.functions.values():
         if function.builtin or ("f", function.oid) in done:
             continue
         done.add(("f", function.oid))
+        if function.defaults is not None:
+            yield bodies.expression(function.defaults, f"a default of {function.signature}")
         if function.body is not None:
             yield bodies.function(function.body, function.signature)
         elif function.source is not None and function.extension and function.volatility == "i":

@@ -15,10 +15,11 @@ The same walk serves queries, view bodies and policy expressions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
-from distribcache.sql.cacheability import Coercion, FunctionCall, Name, Names, Refusal
+from distribcache.sql.cacheability import FunctionCall, Name
+from distribcache.sql.gathered import Gathered
 from distribcache.sql.grammar import (
     AGGREGATE_MARKS,
     AGGREGATES,
@@ -32,7 +33,7 @@ from distribcache.sql.grammar import (
     TIME_TYPES,
     VECTOR_OPERATORS,
 )
-from distribcache.sql.origin import Definitions, call_of, origin_of
+from distribcache.sql.origin import call_of
 from distribcache.sql.timewords import names_a_moment
 
 __all__ = ["Walk"]
@@ -43,58 +44,14 @@ Scope = frozenset[str]
 _EQUALS = Name(None, "=")
 
 
-class Walk:
-    """One walk over one statement; read the attributes afterwards, ``names()`` for the sorted facts.
-
-    ``locks``, ``writes``, ``creates``: a locking clause, a data-modifying part, SELECT INTO. ``unknown``: something was
-    not understood, so the query is not even a proven pure read.
-    """
-
-    def __init__(self, *, checked_parameters: bool = True) -> None:
-        # Whether $1 is a value that the caller looks at for time words; a function's argument is not.
-        self.checked_parameters = checked_parameters
-        self.relations: set[Name] = set()
-        self.functions: set[FunctionCall] = set()
-        self.operators: set[Name] = set()
-        self.types: set[Name] = set()
-        self.attributes: set[str] = set()
-        self.refusal: Refusal | None = None
-        self.locks = False
-        self.writes = False
-        self.creates = False
-        self.unknown = False
-        self.params = False
-        self.aggregates = self.windows = self.joins = 0
-        self.group_by = self.vector = False
-        self._casts: list[tuple[Name, Node | None]] = []
-        self._top: Node = {}
-
-    # -- results ------------------------------------------------------------------------------------------------------
-
-    def names(self) -> Names:
-        """Everything the server must be asked about, in a stable order."""
-        coercions: set[Coercion] = set()
-        if self._casts:
-            definitions = Definitions(self._top, checked_parameters=self.checked_parameters)
-            for target, value in self._casts:
-                coercion = origin_of(target, value, definitions)
-                if coercion is not None:
-                    coercions.add(coercion)
-        return Names(
-            _ordered(self.relations), _ordered(self.functions), _ordered(self.operators), _ordered(self.types),
-            tuple(sorted(self.attributes)), _ordered(coercions),
-        )
-
-    def refuse(self, code: str, detail: str = "") -> None:
-        """Keep the first refusal: it is the one shown."""
-        if self.refusal is None:
-            self.refusal = Refusal(code, detail)
+class Walk(Gathered):
+    """One walk over one statement: call ``query`` once, then read what was gathered."""
 
     # -- descent ------------------------------------------------------------------------------------------------------
 
     def query(self, node: Node) -> None:
         """Walk a whole statement: ``{"SelectStmt": {...}}`` or a DML statement."""
-        self._top = node
+        self.top = node
         self.visit(node, frozenset())
 
     def visit(self, node: Any, scope: Scope) -> None:
@@ -238,11 +195,11 @@ class Walk:
             self.types.add(target)
         elif target.name in TIME_TYPES and arguments:
             self.types.add(target)
-            self._casts.append((target, arguments[0]))
+            self.casts.append((target, arguments[0]))
         else:
             known = ("A_Const", "ParamRef") if self.checked_parameters else ("A_Const",)
             if not arguments or not any(kind in arguments[0] for kind in known):
-                self._casts.append((target, None))
+                self.casts.append((target, None))
 
     def value_function(self, node: Node, scope: Scope) -> None:
         what = node.get("op", "")[6:].lower()
@@ -290,7 +247,7 @@ class Walk:
     def cast(self, node: Node, scope: Scope) -> None:
         target = self.type_name(node["typeName"])
         if target is not None and target.name not in HARMLESS_TYPES:
-            self._casts.append((target, node["arg"]))
+            self.casts.append((target, node["arg"]))
         self.visit(node["arg"], scope)
 
     def typed_column(self, node: Node, scope: Scope) -> None:
@@ -298,7 +255,7 @@ class Walk:
         if "typeName" in node:
             target = self.type_name(node["typeName"])
             if target is not None and target.name not in HARMLESS_TYPES:
-                self._casts.append((target, None))
+                self.casts.append((target, None))
         self.fields(node, scope, "typeName")
 
     def type_mention(self, node: Node, scope: Scope) -> None:
@@ -377,12 +334,6 @@ _HANDLERS: dict[str, Callable[[Walk, Any, Scope], None]] = {
     "collname": _skip,
     **{node: _keyword_call(name) for node, name in KEYWORD_CALLS.items()},
 }
-
-
-def _ordered(items: Iterable[Any]) -> tuple[Any, ...]:
-    # repr, because None does not compare with str.
-    found = tuple(items)
-    return found if len(found) < 2 else tuple(sorted(found, key=repr))
 
 
 def _qualified(path: list[str]) -> Name:

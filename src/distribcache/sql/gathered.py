@@ -1,0 +1,65 @@
+"""What a walk has found, before it is sorted into facts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from distribcache.sql.cacheability import Coercion, FunctionCall, Name, Names, Refusal
+from distribcache.sql.origin import Definitions, origin_of
+
+__all__ = ["Gathered"]
+
+Node = dict[str, Any]
+
+
+class Gathered:
+    """What a walk over one statement has found; ``names()`` gives the sorted facts.
+
+    ``locks``, ``writes``, ``creates``: a locking clause, a data-modifying part, SELECT INTO. ``unknown``: something was
+    not understood, so the query is not even a proven pure read.
+    """
+
+    def __init__(self, *, checked_parameters: bool = True) -> None:
+        # Whether $1 is a value that the caller looks at for time words; a function's argument is not.
+        self.checked_parameters = checked_parameters
+        self.relations: set[Name] = set()
+        self.functions: set[FunctionCall] = set()
+        self.operators: set[Name] = set()
+        self.types: set[Name] = set()
+        self.attributes: set[str] = set()
+        self.refusal: Refusal | None = None
+        self.locks = False
+        self.writes = False
+        self.creates = False
+        self.unknown = False
+        self.params = False
+        self.aggregates = self.windows = self.joins = 0
+        self.group_by = self.vector = False
+        self.casts: list[tuple[Name, Node | None]] = []
+        self.top: Node = {}
+
+    def names(self) -> Names:
+        """Everything the server must be asked about, in a stable order."""
+        coercions: set[Coercion] = set()
+        if self.casts:
+            definitions = Definitions(self.top, checked_parameters=self.checked_parameters)
+            for target, value in self.casts:
+                coercion = origin_of(target, value, definitions)
+                if coercion is not None:
+                    coercions.add(coercion)
+        return Names(
+            _ordered(self.relations), _ordered(self.functions), _ordered(self.operators), _ordered(self.types),
+            tuple(sorted(self.attributes)), _ordered(coercions),
+        )
+
+    def refuse(self, code: str, detail: str = "") -> None:
+        """Keep the first refusal: it is the one shown."""
+        if self.refusal is None:
+            self.refusal = Refusal(code, detail)
+
+
+def _ordered(items: Iterable[Any]) -> tuple[Any, ...]:
+    # repr, because None does not compare with str.
+    found = tuple(items)
+    return found if len(found) < 2 else tuple(sorted(found, key=repr))
