@@ -1,0 +1,63 @@
+"""A shop behind a proxy, for many tests: one database and one proxy per test module.
+
+``world``   a small ``item`` table, a direct way and one through the proxy. Freshness may take its time (``hit_wait`` 2 s), so
+            that on a busy machine a read that can be served is served: these tests are about whether, not how fast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import pytest
+from fix_postgres import Database, create_database, drop_database
+from fix_proxy import ProxyProcess, proxies
+from rawclient import RawClient
+from wait import until
+
+from distribcache.cli.postgres import Postgres
+
+__all__ = ["World", "until_hits", "world"]
+
+SETTINGS = {"freshness.hit_wait": "2s", "freshness.max_staleness": "10s"}
+
+
+@dataclass(frozen=True)
+class World:
+    database: Database
+    proxy: ProxyProcess
+
+    def direct(self) -> RawClient:
+        server = self.database.server
+        return RawClient(server.host, server.port, self.database.name)
+
+    def through(self) -> RawClient:
+        return RawClient(self.proxy.host, self.proxy.port, self.database.name)
+
+    def hits(self) -> float:
+        return self.proxy.statistics()["hits_total"]
+
+
+@pytest.fixture(scope="module")
+def world(postgres: Postgres) -> Iterator[World]:
+    database = create_database(postgres)
+    database.execute(
+        "CREATE TABLE item (id int PRIMARY KEY, name text NOT NULL, price numeric)",
+        "INSERT INTO item SELECT i, 'item ' || i, i * 1.5 FROM generate_series(1, 100) i",
+        "CREATE TABLE note (id serial PRIMARY KEY, body text)",
+    )
+    with proxies() as make:
+        yield World(database, make(database.url(), SETTINGS))
+    drop_database(database)
+
+
+def until_hits(world: World, reads: Callable[[], object], hits: int = 1, seconds: float = 8.0) -> None:
+    """Repeat ``reads`` (which asserts its own rows) until one round of it brings at least ``hits`` hits, then once more."""
+
+    def warm() -> bool:
+        before = world.hits()
+        reads()
+        return world.hits() - before >= hits
+
+    until(warm, lambda: f"never {hits} hits: {world.proxy.status()}", seconds)
+    assert warm(), "the hits do not go on"
