@@ -17,6 +17,8 @@ from distribcache.proxy.upstream import Target
 __all__ = ["Listener"]
 
 _TICK = 0.05
+_LOOK = 4
+"""Ticks between two looks at which databases are being read from memory."""
 _SWEEP = 1000
 """Entries looked at for their end per tick."""
 
@@ -33,6 +35,7 @@ class Listener:
         self._connections: set[Connection] = set()
         self._strangers: set[Connection] = set()
         self._timer: asyncio.TimerHandle | None = None
+        self._ticks = 0
 
     async def start(self) -> tuple[str, int]:
         """Listen; returns the address. Raises ConfigError when that is not possible."""
@@ -108,6 +111,9 @@ class Listener:
         node = self.node
         node.clock.tick()
         node.l1.expire(node.clock.now, _SWEEP)
+        self._ticks += 1
+        if not self._ticks % _LOOK:
+            node.note_traffic()
         self._timer = asyncio.get_running_loop().call_later(_TICK, self._tick)
 
 

@@ -119,6 +119,13 @@ class Node:
         """A client's session in database ``name`` is over."""
         self.databases.release(name)
 
+    def note_traffic(self) -> None:
+        """Tell each database whose sessions had hits since the last call: the hit path itself tells nobody."""
+        for session in self.live:
+            if session.hot.hits != session.seen_hits:
+                session.seen_hits = session.hot.hits
+                session.coherence.note_traffic()
+
     def failed(self, error: Exception) -> None:
         """Something of ours failed; the client's statement goes to PostgreSQL instead."""
         self.totals.failures[type(error).__name__] += 1

@@ -88,7 +88,12 @@ class Session(Standing):
 
     def from_client(self, data: bytes) -> None:
         """Bytes that the client sent. Raises nothing: a broken client ends its own connection only."""
-        self.coherence.note_traffic()
+        if not self._inbox and not self._blocked and not self._stream and not self.hot.paused:
+            done = serve(data, 0, self.hot)
+            if done == len(data):
+                return
+            if done:
+                data = data[done:]
         self._inbox = self._inbox + data if self._inbox else data
         self.pump()
 
@@ -165,6 +170,7 @@ class Session(Standing):
         size = len(data)
         if size < 5:
             return 0
+        self.coherence.note_traffic()
         kind = data[0]
         end = self._checked(data, 0)
         if kind in _COPY:

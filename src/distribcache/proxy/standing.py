@@ -51,6 +51,7 @@ class Standing:
         self.touched: dict[str, None] = {}
         """Settings that this session was seen to set and that are not keyed anyway."""
         self.backend_pid = 0
+        self.seen_hits = 0
         self.open = False
         """Messages of an unfinished group went upstream."""
         self.awaiting = False
