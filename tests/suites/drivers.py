@@ -120,6 +120,12 @@ DRIVERS: dict[str, Driver] = {
         # Left out: its own lint, and tests that start servers with initdb (which refuses root).
         arguments=lambda port, dbname: ["--deselect", "tests/test__sourcecode.py", "-k", "not standby and not target"],
         libraries=lambda: [pip_target("asyncpg", "distro")],
+        unstable={
+            "tests.test_pool.TestPool::test_pool_config_persistence":
+                "fails now and then without us: closing a connection races with its own check for lost ones",
+            "tests.test_execute.TestExecuteMany::test_executemany_server_failure_during_writes":
+                "counts batches written before the error is read: socket buffers of any hop and load decide",
+        },
     ),
     "sqlalchemy": Driver(
         "sqlalchemy", lambda: sdist(f"sqlalchemy=={_installed('sqlalchemy')}"),
