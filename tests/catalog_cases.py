@@ -18,6 +18,7 @@ CASES: list[Case] = [
     ('SELECT * FROM "ÄÖÜ"', "", True),
     ("SELECT * FROM äöü", "unknown_relation", False),
     ("SELECT * FROM T", "", True),
+    ('SELECT "a""b", "fn %s"(1) FROM "q""u\'o\\t%s $1 {}" x', "", True),
     # No relation, nothing found.
     ("SELECT 1", "no_relation", True),
     ("SELECT version()", "no_relation", True),
@@ -223,6 +224,8 @@ EXTENDED: list[Case] = [
     ("SELECT replace(name, 'a', 'b'), strpos(name, 'a'), regexp_match(name, 'x') FROM t", "", True),
     ("SELECT populate_record(null::pair, h) FROM lookup", "user_function", False),
     ("SELECT set_limit(0.5), id FROM t", "volatile_function", False),
+    ("SELECT max(created)::date, min(day)::timestamp FROM t", "", True),
+    ("SELECT max(name)::date FROM t", "text_to_time", True),
     ("SELECT max(c), count(DISTINCT c) FROM lookup GROUP BY c ORDER BY c", "", True),
 ]
 VECTOR: list[Case] = [
@@ -234,6 +237,7 @@ SHADOWED: list[Case] = [
     ("SELECT lower(name) FROM public.t", "user_function", False),
     ("SELECT pg_catalog.lower(name) FROM public.t", "", True),
     ("SELECT other FROM t", "", True),
+    ("SELECT max(name)::timestamp FROM t", "text_to_time", True),
     ("SELECT name::date FROM t", "", True),
     ("SELECT id::uuid FROM public.t", "user_type", True),
 ]

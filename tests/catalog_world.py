@@ -19,6 +19,8 @@ CREATE TABLE t (id int PRIMARY KEY, name text, created timestamptz, day date, n 
 CREATE TABLE hid (id int, secret text);
 CREATE TABLE "We ird" ("Col A" int, "ünïcode" text);
 CREATE TABLE "ÄÖÜ" (id int);
+CREATE TABLE "q""u'o\\t%s $1 {}" ("a""b" int);
+CREATE FUNCTION "fn %s"(int) RETURNS int IMMUTABLE LANGUAGE sql RETURN $1;
 CREATE TABLE zoned (id int, at timetz);
 CREATE UNLOGGED TABLE ul (id int);
 CREATE SEQUENCE seq;
@@ -111,6 +113,7 @@ CREATE CAST (int AS casted) WITH FUNCTION to_casted(int) AS IMPLICIT;
 CREATE TABLE has_casted (id int, c casted);
 CREATE SCHEMA shadow;
 CREATE FUNCTION shadow.lower(text) RETURNS text IMMUTABLE LANGUAGE plpgsql AS 'BEGIN RETURN $1; END';
+CREATE FUNCTION shadow.max(date) RETURNS text IMMUTABLE LANGUAGE sql RETURN 'to' || 'day';
 CREATE TABLE shadow.t (other int, name date);
 CREATE DOMAIN shadow.uuid AS date;
 CREATE SCHEMA ext;

@@ -15,8 +15,9 @@ from distribcache.sql.parse import read
 from distribcache.sql.timewords import dangerous_parameter, names_a_moment
 
 PARTS = st.sampled_from(
-    "now today tomorrow yesterday NOW Today epoch infinity allballs 10:00 10:00:00.5 2024-01-01 Jan 1 2024 BC AM PM UTC Z "
-    "PST EST5EDT America/New_York Etc/GMT+3 Cuba +02 -3:30 T at on Monday { } [ ( ) , \" ' . ; : / - _ J2451187 y2024".split()
+    "now today tomorrow yesterday NOW Today epoch infinity allballs 10:00 10:00:00.5 2024-01-01 Jan 1 2024 BC AM PM "
+    "UTC Z PST EST5EDT America/New_York Etc/GMT+3 Cuba +02 -3:30 T at on Monday { } [ ( ) , \" ' . ; : / - _ J2451187 "
+    "y2024".split()
 )
 # Two readings a year apart in the server's own clock cannot be had; a moment is what falls near the clock.
 MOMENT = """
@@ -63,7 +64,7 @@ def test_every_zone_may_stand_beside_a_moment(connection: psycopg.Connection[Any
 
 @pytest.mark.parametrize(
     "literal",
-    ["'today'", "E'\\x74oday'", "U&'\\0074oday'", "$a$today$a$", "'to'\n'day'", "e'to\\144ay'", "'  today  '", "'TODAY'"],
+    ["'today'", "E'\\x74oday'", "U&'\\0074oday'", "$a$today$a$", "'to'\n'day'", "e'to\\144ay'", "' today '", "'TODAY'"],
 )
 def test_however_it_is_spelled_a_literal_reaches_us_as_the_server_reads_it(
     connection: psycopg.Connection[Any], literal: str

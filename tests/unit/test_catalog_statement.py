@@ -146,6 +146,18 @@ async def test_a_failed_question_refuses_now_and_is_not_remembered(catalog: Cata
     assert (await one.analyse(b"TABLE t", PUBLIC)).refusal is None
 
 
+async def test_one_question_too_many_refuses_now(catalog: Catalog) -> None:
+    one = catalog.analyst()
+    catalog.gate = asyncio.Event()
+    tasks = [asyncio.create_task(one.analyse(b"SELECT 1 FROM t%d" % number, PUBLIC)) for number in range(64)]
+    await asyncio.sleep(0)
+    refused = await one.analyse(b"TABLE t", PUBLIC)
+    assert str(refused.refusal) == "analysis_failed: TooManyQuestionsError"
+    catalog.gate.set()
+    await asyncio.gather(*tasks)
+    assert (await one.analyse(b"TABLE t", PUBLIC)).refusal is None
+
+
 async def test_what_names_nothing_is_never_asked_about(catalog: Catalog) -> None:
     one = catalog.analyst()
     for text, pure in [(b"SELECT 1", True), (b"SHOW all", True), (b"", True), (b"BEGIN", False), (b"SELEC", False)]:

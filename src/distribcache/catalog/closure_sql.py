@@ -12,7 +12,8 @@ Rules:
    user types' input, output, comparison and cast functions, visible function bodies and default arguments,
    aggregates, operators.
 4. ``slot`` marks relations that are read by name somewhere. Children reached only through a parent have none of their
-   own to watch: a change of theirs counts for the parent too.
+   own to watch: a change of theirs counts for the parent too. Nothing is followed from them, and an ordinary one is
+   only named (``member``): there may be thousands of partitions.
 5. Functions of extensions are taken at their word: the types of their arguments are not followed, and those that
    read and write a type's text are not listed (they are stable: they ask for the client's encoding).
 6. Built-in objects have an oid below 16384. Dependencies on them are not recorded by the server: the names in printed
@@ -79,9 +80,6 @@ dep(cls, obj, slot) AS (
     FROM pg_rewrite r JOIN pg_class v ON v.oid = r.ev_class AND v.relkind = 'v'
     JOIN pg_depend p ON p.classid = 'pg_rewrite'::regclass AND p.objid = r.oid
     WHERE d.cls = 'pg_class'::regclass AND r.ev_class = d.obj AND r.ev_type = '1'
-    UNION ALL
-    SELECT 'pg_class'::regclass, i.inhrelid, false FROM pg_inherits i
-    WHERE d.cls = 'pg_class'::regclass AND i.inhparent = d.obj
     UNION ALL
     SELECT p.refclassid, p.refobjid, p.refclassid = 'pg_class'::regclass AND p.refobjid <> d.obj
     FROM pg_attrdef ad JOIN pg_attribute a ON a.attrelid = ad.adrelid AND a.attnum = ad.adnum AND a.attgenerated = 'v'
@@ -152,7 +150,17 @@ dep(cls, obj, slot) AS (
   WHERE x.cls IN ('pg_class'::regclass, 'pg_proc'::regclass, 'pg_type'::regclass, 'pg_operator'::regclass,
                   'pg_cast'::regclass)
 ),
-object AS MATERIALIZED (SELECT cls, obj, bool_or(slot) AS slot FROM dep GROUP BY cls, obj)
+child(oid) AS (
+  SELECT obj FROM dep WHERE cls = 'pg_class'::regclass
+  UNION
+  SELECT i.inhrelid FROM child p JOIN pg_inherits i ON i.inhparent = p.oid
+),
+object(cls, obj, slot) AS MATERIALIZED (
+  SELECT cls, obj, bool_or(slot) FROM dep GROUP BY cls, obj
+  UNION ALL
+  SELECT 'pg_class'::regclass, oid, false FROM child
+  WHERE oid NOT IN (SELECT obj FROM dep WHERE cls = 'pg_class'::regclass)
+)
 SELECT 'seed', obj::int8, json_build_array(what, number)::text FROM seed
 UNION ALL
 SELECT 'relation', c.oid::int8, json_build_object(
@@ -169,6 +177,11 @@ SELECT 'relation', c.oid::int8, json_build_object(
       WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped) END)::text
 FROM object o JOIN pg_class c ON o.cls = 'pg_class'::regclass AND c.oid = o.obj
 JOIN pg_namespace s ON s.oid = c.relnamespace LEFT JOIN pg_am m ON m.oid = c.relam
+WHERE o.slot OR c.relkind NOT IN ('r', 'p') OR c.relpersistence <> 'p' OR m.amname <> 'heap' OR c.relrowsecurity
+UNION ALL
+SELECT 'member', c.oid::int8, to_json(s.nspname || '.' || c.relname)::text
+FROM object o JOIN pg_class c ON o.cls = 'pg_class'::regclass AND c.oid = o.obj AND NOT o.slot
+JOIN pg_namespace s ON s.oid = c.relnamespace
 UNION ALL
 SELECT 'function', f.oid::int8, json_build_object(
     'schema', s.nspname, 'name', f.proname, 'signature', f.oid::regprocedure::text, 'volatility', f.provolatile,

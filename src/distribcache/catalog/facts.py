@@ -94,6 +94,8 @@ class Answer:
     functions: dict[int, Function] = field(default_factory=dict)
     types: dict[int, Type] = field(default_factory=dict)
     supports: dict[tuple[str, int], Support] = field(default_factory=dict)
+    # Relations that are there only because of a parent.
+    members: dict[int, str] = field(default_factory=dict)
     # What the asked names stand for.
     relation_of: dict[Name, int] = field(default_factory=dict)
     functions_of: dict[FunctionCall, set[int]] = field(default_factory=dict)
@@ -111,6 +113,8 @@ class Answer:
             match kind:
                 case "seed":
                     self._seed(asked, facts[0], facts[1], oid)
+                case "member":
+                    self.members[oid] = facts
                 case "relation":
                     self._relation(oid, facts)
                 case "function":

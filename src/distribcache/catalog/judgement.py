@@ -127,9 +127,9 @@ def _is_plain(coercion: Coercion, answer: Answer, columns: list[dict[str, int]])
     for call in coercion.scans:
         if not all(answer.functions[oid].scalar for oid in answer.functions_of.get(call, ())):
             return False
-    # A user's own max() may return anything.
+    # A user's own max() may return anything; an extension's takes and returns its own type.
     return not any(
-        call.name in POLYMORPHIC and any(oid >= BUILTIN for oid in found)
+        call.name in POLYMORPHIC and any(oid >= BUILTIN and not answer.functions[oid].extension for oid in found)
         for call, found in answer.functions_of.items()
     )
 

@@ -134,7 +134,7 @@ def _judge(names: Names, answer: Answer, texts: list[Body], *, matviews: bool) -
     ]
     refusal = next((reason for reason, _ in verdicts if reason is not None), None)
     roots = sorted((oid, str(one)) for oid, one in answer.relations.items() if one.slot and one.kind in "rpm")
-    members = sorted((oid, str(one)) for oid, one in answer.relations.items())
+    members = sorted((answer.members | {oid: str(one) for oid, one in answer.relations.items()}).items())
     return Resolution(refusal, all(pure for _, pure in verdicts), tuple(roots), tuple(members))
 
 

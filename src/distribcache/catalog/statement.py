@@ -10,7 +10,8 @@ Rules:
 1. ``analysis_lsn`` is the visible watermark, read before the first question to the catalogue (coherence rule R2). An
    analysis older than the schema slot is not used; it is made again (coherence trap 4).
 2. Equal names are asked about once at a time, however many texts wait for them.
-3. A question that fails refuses this statement now and is remembered nowhere.
+3. A question that fails refuses this statement now and is remembered nowhere. So does one too many: questions share
+   their connection with the probes that keep hits fresh.
 4. Both memos are bounded in bytes by an estimate of what they hold; the longest unused goes first.
 """
 
@@ -37,6 +38,7 @@ _NOTHING = Names()
 # Measured: what one remembered text holds besides itself, and one set of names.
 _TEXT_COST = 1_500
 _NAMES_COST = 3_000
+_MOST_QUESTIONS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,10 @@ class _Text:
 class _Known:
     resolution: Resolution
     lsn: int
+
+
+class TooManyQuestionsError(Exception):
+    """The catalogue is asked about enough already."""
 
 
 class Analyst:
@@ -143,8 +149,6 @@ class Analyst:
             if found is None:
                 try:
                     found = await self._single_flight(statement.names, schemas)
-                except asyncio.CancelledError:
-                    raise
                 except Exception as problem:  # noqa: BLE001 - a cache that cannot ask is no error of the client
                     return Analysis(known.parsed, Refusal("analysis_failed", type(problem).__name__), False, 0)
             resolutions.append(found)
@@ -177,6 +181,8 @@ class Analyst:
         key = (schemas, names)
         running = self._asking.get(key)
         if running is None:
+            if len(self._asking) >= _MOST_QUESTIONS:
+                raise TooManyQuestionsError
             running = asyncio.ensure_future(self._learn(key))
             self._asking[key] = running
             running.add_done_callback(lambda done: self._finished(key, done))

@@ -16,7 +16,9 @@ from __future__ import annotations
 __all__ = ["EXTENSION_DENIED", "EXTENSION_STABLE", "IMMUTABLE_DENIED", "IMPURE", "PLAIN_TYPES", "STABLE", "TIME"]
 
 # Immutable by the catalogue; they read the timeline or the catalogue.
-IMMUTABLE_DENIED = frozenset({"pg_walfile_name", "pg_walfile_name_offset", "pg_partition_root"})
+IMMUTABLE_DENIED = frozenset(
+    {"pg_walfile_name", "pg_walfile_name_offset", "pg_partition_root", "satisfies_hash_partition"}
+)
 
 TIME = frozenset("now transaction_timestamp statement_timestamp clock_timestamp timeofday age timetz".split())
 
