@@ -1,4 +1,4 @@
-"""test_decoding's text → facts: the forms that the server prints, names in every quoting, and what must not be accepted."""
+"""test_decoding's text → facts: the forms that the server prints, names in every quoting, what must be refused."""
 
 from __future__ import annotations
 

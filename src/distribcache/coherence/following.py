@@ -313,6 +313,8 @@ class Following:
             quick = await self.link.catalogue.quick()
             if self.up:
                 coverage.polled(quick, now)
+                if coverage.alarms:
+                    self._manners_at = 0  # a reload may have made us a synchronous standby
         else:
             return False
         if self.up:
