@@ -117,8 +117,16 @@ def test_an_error_before_sync_was_sent_skips_what_follows() -> None:
 def test_anything_unusual_spoils_a_fill(spoiler: bytes) -> None:
     fill = FakeFill()
     made, _ = replies(Op(ord("Q"), fill=fill))  # type: ignore[arg-type]
-    made.feed(T + D + spoiler + Z)
+    made.feed(T + D + spoiler + (b"" if spoiler == ERROR else C) + Z)
     assert fill.spoiled
+
+
+@pytest.mark.parametrize("wrong", [T + T + D + C, D + C, T + D + C + C, T + D + C + D, T + D, T + C + T, C])
+@pytest.mark.parametrize("feed", FEEDS)
+def test_a_gathered_reply_has_one_shape(feed: Callable[[Replies, bytes], bytes], wrong: bytes) -> None:
+    made, _ = replies(Op(ord("Q"), fill=FakeFill()))  # type: ignore[arg-type]
+    with pytest.raises(ProtocolError):
+        feed(made, wrong + Z)
 
 
 def test_a_fatal_error_during_our_question_is_the_clients() -> None:

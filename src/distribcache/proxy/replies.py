@@ -40,11 +40,16 @@ _ALLOWED: dict[int, frozenset[int]] = {
     ord("Q"): frozenset(_BODY + b"Z" + _COMMON),
     ord("F"): frozenset(b"VZ" + _COMMON),
     ord("S"): frozenset(b"Z" + _COMMON),
+    ord("q"): frozenset(b"T" + _COMMON),
+    ord("r"): frozenset(b"DC" + _COMMON),
 }
+"""``q`` and ``r``: a simple Query whose reply is being gathered, which has to be one description, rows, one completion."""
+_FOLLOWS: dict[tuple[int, int], int] = {(ord("q"), ord("T")): ord("r"), (ord("r"), ord("C")): ord("S")}
 _IDLE = frozenset(_COMMON)
 _STREAMED = frozenset(b"DdV")
 _DATA_ROW, _READY, _ERROR, _COPY_IN = b"DZEG"
 _EXECUTE, _SYNC, _SUSPENDED, _COMPLETE = b"ESsC"
+_QUERY, _GATHERED = b"Qq"
 _SPOILS = frozenset(b"GHdcI")
 _ALWAYS_RELAYED = frozenset(b"SA")
 """Changed parameters and notifications are the client's even in the middle of a question of ours."""
@@ -57,6 +62,8 @@ _ENDS: dict[int, frozenset[int]] = {
     ord("Q"): frozenset(b"Z"),
     ord("F"): frozenset(b"Z"),
     ord("S"): frozenset(b"Z"),
+    ord("q"): frozenset(),
+    ord("r"): frozenset(),
 }
 
 
@@ -72,7 +79,7 @@ class Op:
     last message of the reply (or of the error) and that message's bytes.
     """
 
-    __slots__ = ("done", "fill", "kind", "ours", "relay_error", "rows")
+    __slots__ = ("copies", "done", "fill", "kind", "ours", "relay_error", "rows")
 
     def __init__(
         self,
@@ -84,7 +91,9 @@ class Op:
         done: Callable[[int, bytes], None] | None = None,
         rows: list[bytes] | None = None,
     ) -> None:
-        self.kind = kind
+        self.copies = 0
+        """How many ends of copy data the client had sent before this message."""
+        self.kind = kind if fill is None or kind != _QUERY else _GATHERED
         self.ours = ours
         self.relay_error = relay_error
         self.fill = fill
@@ -96,9 +105,11 @@ class Replies:
     """The queue of owed replies of one upstream connection, and the relay through it."""
 
     __slots__ = (
+        "_since",
         "_stream",
         "_stream_fill",
         "_tail",
+        "copies",
         "copying_in",
         "on_notification",
         "on_parameter",
@@ -118,6 +129,9 @@ class Replies:
         self.skipping = False
         """After an error: the server ignores everything up to the next Sync."""
         self.copying_in = False
+        self.copies = 0
+        """How many times the client has ended copy data, with CopyDone or CopyFail."""
+        self._since = 0
         self.status = b"I"
         self.on_ready = on_ready
         self.on_parameter = on_parameter
@@ -135,9 +149,15 @@ class Replies:
                 self.skipping = False
                 self.pending.append(op)
             return
-        if self.copying_in and op.kind == _SYNC:
+        if self.copying_in and op.kind == _SYNC and self.copies == self._since:
             return
+        op.copies = self.copies
         self.pending.append(op)
+
+    @property
+    def ends(self) -> bool:
+        """Is a ReadyForQuery owed?"""
+        return any(op.kind in b"SQFqr" for op in self.pending)
 
     def feed(self, data: bytes) -> bytes:
         """Take bytes from the server; returns the bytes that are the client's. Raises ProtocolError."""
@@ -192,6 +212,8 @@ class Replies:
             elif head is not None:
                 if kind in _ENDS[head.kind]:
                     popped = pending.popleft()
+                elif (head.kind, kind) in _FOLLOWS:
+                    head.kind = _FOLLOWS[head.kind, kind]
                 elif kind == _COPY_IN:
                     self._copy_in(head)
                 if head.fill is not None:
@@ -245,7 +267,9 @@ class Replies:
     def _failed(self, head: Op, message: bytes) -> Op | None:
         """An error ends the head; in the extended protocol everything up to the next Sync goes unanswered."""
         self.copying_in = False
-        if head.kind in b"QFS":  # ReadyForQuery is still owed
+        if head.kind in b"QFSqr":  # ReadyForQuery is still owed
+            if head.kind in b"qr":
+                head.kind = _SYNC
             if head.ours and head.done is not None:
                 head.done(_ERROR, message)
             return None
@@ -260,6 +284,7 @@ class Replies:
         if head.kind != _EXECUTE:
             return
         self.copying_in = True
-        kept = [op for op in self.pending if op.kind != _SYNC]
+        self._since = head.copies
+        kept = [op for op in self.pending if op.kind != _SYNC or op.copies != head.copies]
         self.pending.clear()
         self.pending.extend(kept)
