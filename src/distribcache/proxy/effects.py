@@ -85,7 +85,7 @@ def _one(statement: Statement) -> Effects:
     if kind is Kind.DEALLOCATE:
         return Effects(forgets=frozenset({statement.name.encode()}) if statement.name else None)
     if kind is Kind.DISCARD:
-        return Effects(opaque=True, forgets=None)
+        return Effects(opaque=True, forgets=frozenset() if statement.name else None)
     if kind in (Kind.READ, Kind.LOCKING_READ) and not statement.functions:
         return _WRITE  # not proved pure, but it names no function that could run DDL
     if kind is Kind.DATABASE:

@@ -31,12 +31,12 @@ class Wait(enum.Enum):
 
 WAIT: Final[Literal[Wait.WAIT]] = Wait.WAIT
 
-_PINGS = frozenset({b"select 1", b"select 1;", b""})
+_PINGS = frozenset({b"select 1", b""})
 
 
 def is_ping(sql: bytes) -> bool:
     """Does this text only ask whether the connection lives?"""
-    return sql.strip().lower() in _PINGS
+    return sql.strip(b" \t\r\n;").lower() in _PINGS
 
 
 def consider(s: Session, sql: bytes, parsed: Parsed) -> tuple[Analysis | None, Outcome] | Wait:

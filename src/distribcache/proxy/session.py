@@ -113,6 +113,8 @@ class Session(Standing):
             return
         if relay:
             self.wires.to_client(relay)
+        if self.awaiting and self.replies.copying_in and not self.replies.ends:
+            self.sent(awaiting=False)  # a server that copies has ignored the Sync: the client will send another
         if self._inbox and not self._blocked:
             self.pump()
 
@@ -174,6 +176,7 @@ class Session(Standing):
         kind = data[0]
         end = self._checked(data, 0)
         if kind in _COPY:
+            self.replies.copies += kind != Front.COPY_DATA
             self.wires.to_upstream(data[:end])
             self._stream = max(0, end - size)
             return min(end, size)

@@ -58,7 +58,7 @@ def query(s: Session, message: bytes) -> bool:
     try:
         sql = read_query(memoryview(message)[5:])
     except ProtocolError:
-        return _forward(s, message, b"", None, Outcome("bypass", reason="malformed"))
+        return _forward(s, message, None, None, Outcome("bypass", reason="malformed"))
     parsed = s.parsed(sql)
     one = parsed.statements[0] if len(parsed.statements) == 1 and not parsed.error else None
     if one is not None and one.kind in CONTROL:
@@ -129,13 +129,13 @@ def _why_missed(s: Session, unfillable: bool) -> str:
 
 
 def _forward(
-    s: Session, message: bytes, sql: bytes, one: Statement | None, outcome: Outcome | None, *, pure: bool = False
+    s: Session, message: bytes, sql: bytes | None, one: Statement | None, outcome: Outcome | None, *, pure: bool = False
 ) -> bool:
     """Send the message as it is; ``outcome`` None leaves ``SHOW distribcache.last`` alone."""
     if s.txn.local:
         s.questions.open_transaction()
         return False
-    effect = effects(sql, s.parsed(sql), pure=pure) if sql else UNKNOWN
+    effect = effects(sql, s.parsed(sql), pure=pure) if sql is not None else UNKNOWN
     if effect.databases and "left" not in s.tried:
         s.wait("left", s.node.databases.close_for_ddl(effect.databases))
         return False
