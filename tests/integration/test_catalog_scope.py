@@ -1,4 +1,4 @@
-"""The scope of WITH, against the server: for random nested queries, our relations are those of the server's own view."""
+"""The scope of WITH, against the server: over random nested queries our relations are those of its own views."""
 
 from __future__ import annotations
 
