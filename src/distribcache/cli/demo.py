@@ -25,7 +25,7 @@ from rich.live import Live
 from distribcache.cli.demonstration import dataset
 from distribcache.cli.demonstration.children import Child
 from distribcache.cli.demonstration.figures import Report
-from distribcache.cli.demonstration.node import Node
+from distribcache.cli.demonstration.node import Node, check_port
 from distribcache.cli.demonstration.stages import Stages
 from distribcache.cli.demonstration.summary import Outcome, as_json, complaints, print_next, print_summary
 from distribcache.cli.demonstration.view import Scene, line, picture
@@ -60,6 +60,7 @@ def demo(
 ) -> None:
     """Watch queries answered from memory, with a PostgreSQL of its own. Needs nothing but itself."""
     began_ns = now_ns()
+    check_port(port)
     server = Postgres(options=dataset.SERVER_OPTIONS)
     # Whoever has PGSSLMODE or PGOPTIONS set means other servers than this one.
     for name in [name for name in os.environ if name.startswith("PG")]:

@@ -15,7 +15,7 @@ from distribcache.cli.status import fetch
 from distribcache.clock import now_ns
 from distribcache.errors import ConfigError, UpstreamError
 
-__all__ = ["Node"]
+__all__ = ["Node", "check_port"]
 
 _FACTS = re.compile(r"distribcache \S+ on ([\d.]+):(\d+) .* admin http://([\d.]+:\d+)/")
 _HOST = "127.0.0.1"
@@ -26,12 +26,15 @@ _ASK_AGAIN_S = 0.05
 
 
 class Node:
-    """A running one; a context manager that ends it. ``port`` 0: the usual one if it is free."""
+    """A running one; a context manager that ends it. ``port`` 0: the usual one if it is free.
 
-    def __init__(self, url: str, port: int) -> None:
+    ``module`` is what runs it, by default as a process that ends with its parent.
+    """
+
+    def __init__(self, url: str, port: int, *, module: str = "distribcache.cli.demonstration.tether") -> None:
         listen = f"{_HOST}:{port or _free(_USUAL_PORT)}"
         self._child = Child(
-            "distribcache.cli.demonstration.tether",
+            module,
             ["serve", "--upstream", url, "--listen", listen, "--admin", f"{_HOST}:0", "--config", os.devnull],
         )
         try:
@@ -78,6 +81,12 @@ class Node:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._child.stop()
+
+
+def check_port(port: int) -> None:
+    """Raises ConfigError when something listens there already: better before a shop is made than after."""
+    if port and not _free(port):
+        raise ConfigError("something listens there already", where=f"--port {port}", hint="choose another, or none")
 
 
 def _free(port: int) -> int:

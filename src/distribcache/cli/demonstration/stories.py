@@ -17,18 +17,17 @@ import itertools
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any, LiteralString
+from typing import LiteralString
 
 import psycopg
 
+from distribcache.cli.demonstration.client import Client, Rows
 from distribcache.cli.demonstration.dataset import ORDERS
 from distribcache.cli.demonstration.figures import Answers, Commits, Durations, Latency, Panel, Report, Story, Writes
 from distribcache.cli.demonstration.questions import (
     BUYER,
     COUNT_STOCK,
     LATEST_ORDER,
-    ORDER,
-    ORDER_LINES,
     PANELS,
     POINTS,
     STOCK,
@@ -37,8 +36,6 @@ from distribcache.cli.demonstration.questions import (
 from distribcache.clock import now_ns
 
 __all__ = ["Stories"]
-
-Rows = list[tuple[Any, ...]]
 
 _POINT_PAUSE_S = 0.002
 _PANEL_PAUSE_S = 0.1
@@ -49,38 +46,6 @@ _WRITE_PAUSE_S = 0.2
 _WRITES_PER_ORDER = 20
 # How long beyond the bound to go on asking for a commit before it counts as not shown.
 _PATIENCE_NS = 2_000_000_000
-
-
-class _Client:
-    """One connection and how long its last question took."""
-
-    def __init__(self, conninfo: str, *, setting: LiteralString | None = None) -> None:
-        self._connection = psycopg.connect(conninfo, autocommit=True)
-        if setting is not None:
-            self._connection.execute(setting)
-        self.began_ns = 0
-        self.ended_ns = 0
-
-    def ask(self, sql: LiteralString, parameters: Sequence[object] | None = None) -> Rows:
-        self.began_ns = now_ns()
-        rows = self._connection.execute(sql, parameters).fetchall()
-        self.ended_ns = now_ns()
-        return rows
-
-    def outcome(self) -> tuple[str, str]:
-        """Status and reason of the last question, in the cache's own words."""
-        row = self._connection.execute("SHOW distribcache.last").fetchone()
-        return (row[0] or "", row[2] or "") if row is not None else ("", "")
-
-    def order(self, second: int, products: list[int]) -> int:
-        with self._connection.transaction():
-            row = self._connection.execute(ORDER, (BUYER, second)).fetchone()
-            assert row is not None
-            self._connection.execute(ORDER_LINES, (row[0], products))
-        return int(row[0])
-
-    def close(self) -> None:
-        self._connection.close()
 
 
 class _Tally:
@@ -105,6 +70,7 @@ class Stories:
         self.ended = threading.Event()
         self.error = ""
         self._threads: list[threading.Thread] = []
+        self._clients: list[Client] = []
         self._began_ns = 0
         self._first_hit_ns = 0
         self._point, self._dashboard, self._outside = _Tally(), _Tally(), _Tally()
@@ -125,9 +91,7 @@ class Stories:
 
     def start(self) -> None:
         """Begin. Raises psycopg.Error when PostgreSQL cannot be reached."""
-        client = _Client(self._direct)
-        self._month = client.ask(PANELS[0].sql)[0][0]
-        client.close()
+        self._month = self._connect(self._direct).ask(PANELS[0].sql)[0][0]
         self._began_ns = now_ns()
         stories = (self._point_reads, self._dashboard_direct, self._dashboard_cached, self._shoppers, self._writer)
         for story in stories:
@@ -136,10 +100,12 @@ class Stories:
             self._threads.append(thread)
 
     def stop(self) -> None:
-        """End all clients and wait for them."""
+        """End all clients, each after its present question, and wait for them."""
         self.ended.set()
         for thread in self._threads:
-            thread.join(10)
+            thread.join()
+        for client in self._clients:
+            client.close()
 
     def report(self, *, final: bool = False) -> Report:
         """What was measured until now."""
@@ -184,7 +150,7 @@ class Stories:
     # -- stories -------------------------------------------------------------------------------------------------
 
     def _point_reads(self) -> None:
-        direct, cached = _Client(self._direct), _Client(self._cached)
+        direct, cached = self._connect(self._direct), self._connect(self._cached)
         for number in itertools.count():
             point = POINTS[number % len(POINTS)]
             parameters = (point.key(number // len(POINTS)),)
@@ -199,7 +165,7 @@ class Stories:
                 return
 
     def _dashboard_direct(self) -> None:
-        client = _Client(self._direct)
+        client = self._connect(self._direct)
         for panel in itertools.cycle(PANELS):
             version, settled = self._orders.number, not self._orders.pending
             rows = client.ask(panel.sql)
@@ -212,7 +178,7 @@ class Stories:
                 return
 
     def _dashboard_cached(self) -> None:
-        client = _Client(self._cached)
+        client = self._connect(self._cached)
         for number in itertools.count():
             panel = PANELS[number // _VIEWERS % len(PANELS)]
             version, settled = self._orders.number, not self._orders.pending
@@ -235,7 +201,7 @@ class Stories:
 
     def _shoppers(self) -> None:
         """Customers who look at the very products that the warehouse is counting."""
-        direct, cached = _Client(self._direct), _Client(self._cached)
+        direct, cached = self._connect(self._direct), self._connect(self._cached)
         for number in itertools.count():
             product = WATCHED[number // 2 % len(WATCHED)]
             commits = self._stock[product]
@@ -251,9 +217,9 @@ class Stories:
                 return
 
     def _writer(self) -> None:
-        writer = _Client(self._direct)
-        reader = _Client(self._cached)
-        strict = _Client(self._cached, setting="SET distribcache.consistency = 'strict'")
+        writer = self._connect(self._direct)
+        reader = self._connect(self._cached)
+        strict = self._connect(self._cached, setting="SET distribcache.consistency = 'strict'")
         for number in itertools.count():
             if self.ended.wait(_WRITE_PAUSE_S):
                 return
@@ -277,7 +243,7 @@ class Stories:
             self._follow(who, question, version_of, commits, what, strict=who is strict)
 
     def _follow(
-        self, reader: _Client, question: tuple[LiteralString, tuple[object, ...]], version_of: Callable[[Rows], int],
+        self, reader: Client, question: tuple[LiteralString, tuple[object, ...]], version_of: Callable[[Rows], int],
         commits: Commits, what: str, *, strict: bool,
     ) -> None:
         """Ask until the commit just acknowledged is shown."""
@@ -309,8 +275,13 @@ class Stories:
 
     # -- how -----------------------------------------------------------------------------------------------------
 
+    def _connect(self, conninfo: str, *, setting: LiteralString | None = None) -> Client:
+        client = Client(conninfo, setting=setting)
+        self._clients.append(client)
+        return client
+
     def _through(
-        self, tally: _Tally, client: _Client, sql: LiteralString, parameters: Sequence[object] | None = None
+        self, tally: _Tally, client: Client, sql: LiteralString, parameters: Sequence[object] | None = None
     ) -> Rows:
         rows = client.ask(sql, parameters)
         tally.cached.add(client.ended_ns - client.began_ns)

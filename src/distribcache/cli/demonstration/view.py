@@ -22,7 +22,8 @@ __all__ = ["CACHED", "DIRECT", "Scene", "faster", "line", "milliseconds", "perce
 DIRECT = "yellow"
 CACHED = "cyan"
 _WIDEST = 110
-_LINES_WITH_FINDINGS = 29
+_LINES_WITH_FINDINGS = 28
+_WHOLE_SENTENCES = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ def picture(scene: Scene, report: Report, console: Console) -> RenderableType:
         _box("A dashboard of seven aggregates", dashboard, width),
         _box(
             "Reads while another program writes straight to PostgreSQL",
-            [_bars(report.outside, width), *_writes(scene, report)], width,
+            [_bars(report.outside, width), *_writes(scene, report, width)], width,
         ),
         Text(" Ctrl-C ends the show and prints the summary.", style="dim"),
     )  # fmt: skip
@@ -94,12 +95,12 @@ def _header(scene: Scene, report: Report, width: int) -> RenderableType:
     left = Text.assemble((" distribcache", f"bold {CACHED}"), (" in front of ", "dim"), (server, DIRECT))
     done = min(1.0, report.elapsed_s / scene.duration_s)
     right = Text(f"{min(report.elapsed_s, scene.duration_s):.0f} of {scene.duration_s:.0f} s ")
-    if width >= 96:
+    if width >= _WHOLE_SENTENCES:
         left.append(f", a shop with {scene.size.order_lines:,} order lines", style="dim")
-        right = Text.assemble((_blocks(done, 16).ljust(16, "·"), CACHED), " ") + right
+        right = Text.assemble((_blocks(done, 10).ljust(10, "·"), CACHED), " ") + right
     header = Table.grid(expand=True)
-    header.add_column()
-    header.add_column(justify="right")
+    header.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
+    header.add_column(justify="right", no_wrap=True)
     header.add_row(left, right)
     header.width = width
     return header
@@ -116,12 +117,13 @@ def _bars(story: Story, width: int) -> RenderableType:
     verdict = ""
     if story.cached.reads:
         verdict = f"{faster(story)}, {percent(story.hit_ratio)} hits" if faster(story) else ""
-    room = max(4, width - 48 - len(verdict))
+    # What the other columns, their gaps and the box leave.
+    room = max(4, width - 50 - len(verdict))
     most = max(story.direct.p50_ms or 0.0, story.cached.p50_ms or 0.0)
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(width=12, no_wrap=True)
-    for _ in range(3):
-        table.add_column(width=9, justify="right", no_wrap=True)
+    for width in (8, 8, 7):
+        table.add_column(width=width, justify="right", no_wrap=True)
     table.add_column(no_wrap=True)
     table.add_row("", *(Text(name, style="dim") for name in ("p50", "p99", "reads")), "")
     for name, latency, style, note in (
@@ -150,27 +152,29 @@ def _findings(report: Report) -> RenderableType:
     return table
 
 
-def _writes(scene: Scene, report: Report) -> list[RenderableType]:
+def _writes(scene: Scene, report: Report, width: int) -> list[RenderableType]:
     writes = report.writes
-    last = Text("outside write committed → ", style="dim", no_wrap=True, overflow="ellipsis")
+    last = Text("outside write committed: ", style="dim")
     if writes.last:
         last = Text.assemble(
             ("outside write committed: ", "dim"), (writes.last, "bold"),
             (" → shown by the cache ", "dim"), (f"{milliseconds(writes.last_after_ms)} later", "bold green"),
         )  # fmt: skip
-        last.no_wrap, last.overflow = True, "ellipsis"
-    shown = Text(no_wrap=True, overflow="ellipsis")
-    shown.append(f"{writes.shown} of {writes.committed} outside writes shown", style="bold")
-    shown.append(f", p50 {milliseconds(writes.after_p50_ms)}, p99 {milliseconds(writes.after_p99_ms)} after the commit")
+    shown = Text.assemble((f"{writes.shown} of {writes.committed} writes shown", "bold"))
+    shown.append(f", p50 {milliseconds(writes.after_p50_ms)}, p99 {milliseconds(writes.after_p99_ms)} later")
     if writes.strict_committed:
-        shown.append(f"; strict: {writes.strict_at_once} of {writes.strict_committed} by the very next read")
-    stale = Text(no_wrap=True, overflow="ellipsis")
-    stale.append(f"{report.stale_answers} stale answers", style="bold red" if report.stale_answers else "bold green")
+        shown.append(f"; strict sessions: {writes.strict_at_once} of {writes.strict_committed} at once")
+    colour = "red" if report.stale_answers else "green"
+    stale = Text.assemble((f"{report.stale_answers} stale answers", f"bold {colour}"))
     stale.append(
         f" of {report.compared:,} checked; the oldest was {milliseconds(report.oldest_answer_ms)} out of date"
         f" (allowed: {milliseconds(scene.bound_ms)})"
     )
-    return [last, shown, stale]
+    sentences = [last, shown, stale]
+    for sentence in sentences:
+        # One line each where there is room for most of it: a view that changes its height flickers.
+        sentence.no_wrap, sentence.overflow = width >= _WHOLE_SENTENCES, "ellipsis"
+    return [*sentences]
 
 
 def _blocks(share: float, room: int) -> str:
