@@ -54,6 +54,11 @@ class Followed:
     async def serving(self) -> None:
         await eventually(lambda: self.coherence.serving, self.coherence.report)
 
+    async def reconnect(self, conninfo: str) -> None:
+        """Reads come from a new connection, after a restart of the server."""
+        await self.reads.close()
+        self.reads = await connect(conninfo)
+
     async def slot(self, table: str) -> int:
         if table not in self.oids:
             cursor = await self.reads.execute("SELECT to_regclass(%s)::oid::int8", [table])
@@ -117,4 +122,4 @@ async def following(conninfo: str, name: str = "", **options: Any) -> AsyncItera
         yield followed
     finally:
         await coherence.stop()
-        await reads.close()
+        await followed.reads.close()

@@ -32,6 +32,10 @@ REASONS: dict[str, tuple[str, str]] = {
         "check user and password in upstream.url, and pg_hba.conf (a line for this database, not for 'replication')",
     ),
     "no_free_slot": ("two replication slots and two WAL senders must stay free beside ours", _SLOTS),
+    "no_connection": (
+        "PostgreSQL has no connection left for the cache, which needs three per database",
+        "ALTER SYSTEM SET max_connections = 200; -- then restart PostgreSQL; or raise the role's CONNECTION LIMIT",
+    ),
     "no_output_plugin": (
         "the output plugin test_decoding is not installed on the server",
         "install PostgreSQL's contrib modules (Debian: they are part of the postgresql package)",
@@ -92,9 +96,11 @@ def from_connect_error(error: Exception, *, was_up: bool, role: str = "CURRENT_R
     """Translate a failure to connect. libpq gives the server's words without their SQLSTATE, in its own language."""
     text = " ".join(str(error).split())[:300]
     low = text.lower()
+    if "max_wal_senders" in low:
+        return NotServing("no_free_slot", text)
+    if "connection slots" in low or "too many c" in low:
+        return NotServing("no_connection", text)
     if "wal sender" in low or "walsender" in low:
-        if "max_wal_senders" in low:
-            return NotServing("no_free_slot", text)
         return NotServing("no_replication_privilege", text, REASONS["no_replication_privilege"][1].format(role=role))
     if "starting up" in low or "shutting down" in low or "recovery" in low:
         return NotServing("upstream_down", text)
