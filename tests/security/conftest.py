@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import psycopg
 import pytest
 from fix_postgres import Database, create_database, drop_database
 from fix_proxy import ProxyProcess, proxies
+from people import SCRAM_HBA, add_users
 
 from distribcache.cli.postgres import Postgres
 
@@ -30,25 +30,6 @@ def shared_proxy(shared_shop: Database) -> Iterator[ProxyProcess]:
         yield proxy
         assert proxy.process.poll() is None
         assert "Traceback" not in "".join(proxy.log)
-
-
-SCRAM_HBA = (
-    "host all alice 127.0.0.1/32 scram-sha-256",
-    "host all expired 127.0.0.1/32 scram-sha-256",
-    "host all mallory 127.0.0.1/32 reject",
-    "host all cleo 127.0.0.1/32 password",
-    "host all mido 127.0.0.1/32 md5",
-)
-
-
-def add_users(server: Postgres) -> None:
-    """Users of every way to log in; the password of each is "secret of NAME"."""
-    with psycopg.connect(server.conninfo(), autocommit=True) as connection:
-        for name in ("alice", "cleo", "expired"):
-            connection.execute(f"CREATE ROLE {name} LOGIN PASSWORD 'secret of {name}'")  # type: ignore[arg-type]
-        connection.execute("ALTER ROLE expired VALID UNTIL '2001-01-01'")
-        connection.execute("SET password_encryption = 'md5'")
-        connection.execute("CREATE ROLE mido LOGIN PASSWORD 'secret of mido'")
 
 
 @pytest.fixture(scope="session")

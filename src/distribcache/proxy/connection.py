@@ -212,7 +212,7 @@ class Connection(asyncio.Protocol):
         assert self.client is not None
         name = self.client.get_extra_info("peername")
         if not isinstance(name, tuple):
-            return True  # a Unix socket
+            return isinstance(name, str)  # a Unix socket; nothing at all when the client is already gone
         try:
             address = ipaddress.ip_address(str(name[0]).partition("%")[0])
         except ValueError:

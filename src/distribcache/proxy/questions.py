@@ -24,6 +24,7 @@ __all__ = ["Questions"]
 
 _NAME = b"distribcache scope"
 _COMPLETE, _ERROR, _READY = b"CEZ"
+_CANCELLED = b"\0C57014\0"
 _KEYED = frozenset(name.lower() for name in KEYED)
 
 
@@ -36,15 +37,19 @@ class Questions:
         self._session = session
 
     async def scope(self) -> None:
-        """Ask for the session's scope and tell the session. A question that fails leaves a scope that refuses."""
+        """Ask for the session's scope and tell the session. A question that fails leaves a scope that refuses.
+
+        Except one that was cancelled (the client's cancel or its timeout hit our question): it is asked again later.
+        """
         s = self._session
         rows: list[bytes] = []
         answered: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        good = False
+        good = cancelled = False
 
         def executed(kind: int, message: bytes) -> None:
-            nonlocal good
+            nonlocal good, cancelled
             good = kind == _COMPLETE
+            cancelled = kind == _ERROR and _CANCELLED in message
 
         def done(kind: int, message: bytes) -> None:
             if not answered.done():
@@ -64,7 +69,9 @@ class Questions:
             s.replies.expect(op)
         s.awaiting = True
         s.wires.to_upstream(parse(_NAME, text) + bind(_NAME, _NAME) + execute(_NAME) + close(b"S", _NAME) + SYNC)
-        if not await answered or len(rows) != 1:
+        if not await answered and cancelled:
+            return
+        if not good or len(rows) != 1:
             s.know_scope(_refused("scope_query_failed"))
             return
         try:

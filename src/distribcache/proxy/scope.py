@@ -46,6 +46,8 @@ class Scope:
     workload: WorkloadType | None
     own: tuple[str | None, ...]
     server: ServerFacts
+    prepared_in_sql: tuple[bytes, ...] = ()
+    """Names of prepared statements that are not what a Parse said."""
 
 
 class Idents:
@@ -100,6 +102,7 @@ def read_scope(row: list[bytes | None], idents: Idents) -> Scope:
         recovery,
         started,
         system,
+        prepared,
     ) = text[:_FIXED]
     own = tuple(text[_FIXED : _FIXED + len(OWN)])
     settings = tuple(text[_FIXED + len(OWN) :])
@@ -138,4 +141,5 @@ def read_scope(row: list[bytes | None], idents: Idents) -> Scope:
         workload=hint,
         own=own,
         server=ServerFacts(int(pid or 0), recovery == "t", started or "", system),
+        prepared_in_sql=tuple(name.encode() for name in json.loads(prepared or "[]")),
     )

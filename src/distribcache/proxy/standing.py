@@ -102,6 +102,9 @@ class Standing:
         consistency = scope.consistency or self.node.settings.freshness.consistency
         self.hot.eventual = consistency is Consistency.EVENTUAL
         self.strict = consistency is Consistency.STRICT
+        for name in scope.prepared_in_sql:
+            self.statements.pop(name, None)
+            self.hot.names.pop(name, None)
         self.refresh()
 
     def forget_scope(self) -> None:

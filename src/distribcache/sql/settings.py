@@ -69,6 +69,7 @@ SCOPE_COLUMNS = (
     "in_recovery",
     "postmaster_start",
     "system_identifier",
+    "prepared_in_sql",
 )
 
 
@@ -95,6 +96,9 @@ def scope_query(extra: tuple[str, ...] = (), *, prove_server: bool = True) -> st
         "pg_catalog.pg_is_in_recovery()",
         "extract(epoch FROM pg_catalog.pg_postmaster_start_time())",
         "(SELECT system_identifier FROM pg_catalog.pg_control_system())" if prove_server else "NULL",
+        # A function may have given a name that the client prepared another statement; no PREPARE of ours is in SQL.
+        "(SELECT pg_catalog.array_to_json(pg_catalog.array_agg(name)) FROM pg_catalog.pg_prepared_statements"
+        " WHERE from_sql)",
     ]
     names = [f"distribcache.{name}" for name in OWN] + list(KEYED) + list(extra)
     columns += [f"pg_catalog.current_setting({_literal(name)}, true)" for name in names]
