@@ -26,8 +26,9 @@ __all__ = ["Proxy", "serve"]
 
 
 def say(text: str) -> None:
-    """One line for the log, on stderr."""
-    print(f"distribcache: {text}", file=sys.stderr, flush=True)
+    """One line for the log, on stderr: names and errors of others cannot begin a line of their own or colour it."""
+    line = "".join(each if each.isprintable() else repr(each)[1:-1] for each in " ".join(text.split()))
+    print(f"distribcache: {line}", file=sys.stderr, flush=True)
 
 
 class Proxy:
