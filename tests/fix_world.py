@@ -1,7 +1,7 @@
 """A shop behind a proxy, for many tests: one database and one proxy per test module.
 
-``world``   a small ``item`` table, a direct way and one through the proxy. Freshness may take its time (``hit_wait`` 2 s), so
-            that on a busy machine a read that can be served is served: these tests are about whether, not how fast.
+``world``   a small ``item`` table, a direct way and one through the proxy. Freshness may take its time (``hit_wait``
+            2 s), so that on a busy machine a read that can be served is served: these tests ask whether, not how fast.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def world(postgres: Postgres) -> Iterator[World]:
 
 
 def until_hits(world: World, reads: Callable[[], object], hits: int = 1, seconds: float = 8.0) -> None:
-    """Repeat ``reads`` (which asserts its own rows) until one round of it brings at least ``hits`` hits, then once more."""
+    """Repeat ``reads`` (which asserts its own rows) until one round brings at least ``hits`` hits, then once more."""
 
     def warm() -> bool:
         before = world.hits()

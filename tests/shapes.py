@@ -1,8 +1,8 @@
 """Shapes: what a driver sends, written down message by message, and the bytes that come back.
 
-A *shape* is a list of ``step``s: bytes to send and the type of the message that ends the answer. ``play`` sends a shape and
-returns the bytes of each answer, so that two servers can be compared byte for byte. What differs between any two
-connections (pid, secret, start-up parameters) is read at the login and no part of an answer.
+A *shape* is a list of ``step``s: bytes to send and the type of the message that ends the answer. ``play`` sends a
+shape and returns the bytes of each answer, so that two servers can be compared byte for byte. What differs between any
+two connections (pid, secret, start-up parameters) is read at the login and no part of an answer.
 """
 
 from __future__ import annotations

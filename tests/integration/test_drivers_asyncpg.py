@@ -165,9 +165,9 @@ async def test_executemany_and_copy(world: World, connection: Connection) -> Non
 async def test_cursors(world: World, connection: Connection) -> None:
     for _ in range(2):
         async with connection.transaction():
-            assert [row["id"] async for row in connection.cursor("SELECT id FROM item ORDER BY id", prefetch=7)] == list(
-                range(1, 101)
-            )
+            assert [
+                row["id"] async for row in connection.cursor("SELECT id FROM item ORDER BY id", prefetch=7)
+            ] == list(range(1, 101))
             cursor = await connection.cursor("SELECT id FROM item WHERE id < $1 ORDER BY id", 6)
             assert await cursor.forward(2) == 2
             assert [row["id"] for row in await cursor.fetch(2)] == [3, 4]
@@ -207,7 +207,7 @@ async def test_errors_and_the_statement_after(world: World, connection: Connecti
 
 
 async def test_a_changed_type_is_noticed(world: World, connection: Connection) -> None:
-    """The statement's result types change under it: as without the proxy, the server says so and asyncpg prepares anew."""
+    """Result types change under a statement: as without the proxy, the server says so and asyncpg prepares anew."""
     await connection.execute("CREATE TABLE shifting (id int, value int); INSERT INTO shifting VALUES (1, 5)")
     try:
 

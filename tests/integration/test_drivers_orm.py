@@ -1,4 +1,4 @@
-"""SQLAlchemy 2 and Django 5 through the proxy: engines, pools with pre-ping, ORM sessions, atomic blocks; all get hits."""
+"""SQLAlchemy 2 and Django 5 through the proxy: engines, pools with pre-ping, sessions, atomic blocks; all get hits."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Note(Base):
     body: Mapped[str] = mapped_column(String)
 
 
-# ---- SQLAlchemy ---------------------------------------------------------------------------------------------------------
+# ---- SQLAlchemy -----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,7 @@ async def test_asyncpg_engine(world: World) -> None:
         await engine.dispose()
 
 
-# ---- Django -------------------------------------------------------------------------------------------------------------
+# ---- Django ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ def is_hit(connection: psycopg.Connection[Any]) -> bool:
     return (shown["status"], shown["tier"], shown["tables"]) == ("hit", "L1", "public.item")
 
 
-# ---- psql and pgbench ---------------------------------------------------------------------------------------------------
+# ---- psql and pgbench -----------------------------------------------------------------------------------------------
 
 
 def run(world: World, program: str, *arguments: str, text: str = "") -> str:
@@ -84,7 +84,7 @@ def test_pgbench(world: World, tmp_path_factory: pytest.TempPathFactory, mode: s
     until_hits(world, reads, 2 * count * (2 if wrapped else 1) * 9 // 10)
 
 
-# ---- psycopg ------------------------------------------------------------------------------------------------------------
+# ---- psycopg --------------------------------------------------------------------------------------------------------
 
 MODES = {
     "unnamed": {"prepare_threshold": None},
@@ -238,9 +238,9 @@ def test_psycopg_copy_both_ways(world: World, rows: int) -> None:
         with pytest.raises(ZeroDivisionError), connection.transaction(), cursor.copy("COPY note FROM STDIN") as copy:
             copy.write(b"1\t")
             raise ZeroDivisionError  # CopyFail
-        with pytest.raises(errors.InvalidTextRepresentation), connection.transaction():
-            with cursor.copy("COPY note FROM STDIN") as copy:
-                copy.write(b"one\ttwo\n")
+        bad = errors.InvalidTextRepresentation
+        with pytest.raises(bad), connection.transaction(), cursor.copy("COPY note FROM STDIN") as copy:
+            copy.write(b"one\ttwo\n")
         assert cursor.execute(ONE, (1,)).fetchone() == ("item 1",)
 
 

@@ -31,7 +31,7 @@ def warm_up(world: World, client: object, *shape: bytes) -> bytes:
     return answers[0]
 
 
-# ---- trap 1: names never key anything -----------------------------------------------------------------------------------
+# ---- trap 1: names never key anything -------------------------------------------------------------------------------
 
 
 def test_trap_1_same_name_and_same_bytes_with_other_sql_on_two_connections(world: World) -> None:
@@ -63,7 +63,10 @@ def test_trap_1_same_name_with_other_parameter_types(world: World) -> None:
 
 @pytest.mark.parametrize("how", ["Close", "DEALLOCATE", "DEALLOCATE ALL", "DISCARD ALL", "failed Parse"])
 def test_trap_1_a_name_prepared_again_with_other_sql(world: World, how: str) -> None:
-    end = {"Close": step(CS(b"s1"), S), "failed Parse": step(P(b"s1", OTHER, [INT]), CS(b"s1"), S, CS(b"s1"), S, count=2)}
+    end = {
+        "Close": step(CS(b"s1"), S),
+        "failed Parse": step(P(b"s1", OTHER, [INT]), CS(b"s1"), S, CS(b"s1"), S, count=2),
+    }
     again = [end.get(how) or step(Q(how.encode() + b" s1" * (how == "DEALLOCATE"))), step(P(b"s1", OTHER, [INT]), S)]
     with world.through() as client, world.direct() as direct:
         for each in (client, direct):
@@ -74,7 +77,7 @@ def test_trap_1_a_name_prepared_again_with_other_sql(world: World, how: str) -> 
         assert warm_up(world, client, *RUN) != first
 
 
-# ---- trap 4: row limits -------------------------------------------------------------------------------------------------
+# ---- trap 4: row limits ---------------------------------------------------------------------------------------------
 
 
 def test_trap_4_a_row_limit_is_part_of_the_key(world: World) -> None:
@@ -92,7 +95,14 @@ def test_trap_4_a_row_limit_is_part_of_the_key(world: World) -> None:
 def test_trap_4_a_suspended_portal_goes_on_in_its_transaction(world: World, begin: bytes) -> None:
     sql = b"SELECT id FROM item WHERE id < 6 ORDER BY id"
     limited = (B(b"", b"s1"), E(b"", 2), S)
-    shape = [step(Q(begin)), step(*limited), step(E(b"", 2), S), step(E(b"", 2), S), step(E(b"", 2), S), step(Q(b"END"))]
+    shape = [
+        step(Q(begin)),
+        step(*limited),
+        step(E(b"", 2), S),
+        step(E(b"", 2), S),
+        step(E(b"", 2), S),
+        step(Q(b"END")),
+    ]
     with world.through() as client, world.direct() as direct:
         for each in (client, direct):
             play(each, [step(P(b"s1", sql), S)])
@@ -101,7 +111,7 @@ def test_trap_4_a_suspended_portal_goes_on_in_its_transaction(world: World, begi
             assert play(client, shape) == play(direct, shape)
 
 
-# ---- trap 5: a backend that has begun is not left waiting ---------------------------------------------------------------
+# ---- trap 5: a backend that has begun is not left waiting -----------------------------------------------------------
 
 
 def test_trap_5_no_lock_is_left_behind_by_an_answer_from_memory(world: World) -> None:
@@ -121,7 +131,7 @@ def test_trap_5_no_lock_is_left_behind_by_an_answer_from_memory(world: World) ->
             watch.execute("LOCK TABLE item IN ACCESS EXCLUSIVE MODE")
 
 
-# ---- trap 6: named statements exist upstream ----------------------------------------------------------------------------
+# ---- trap 6: named statements exist upstream ------------------------------------------------------------------------
 
 
 def test_trap_6_deallocate_execute_and_duplicates_find_what_upstream_knows(world: World) -> None:
@@ -129,7 +139,8 @@ def test_trap_6_deallocate_execute_and_duplicates_find_what_upstream_knows(world
         step(P(b"s6", ONE, [INT]), S), step(B(b"", b"s6", [1], [SEVEN]), E(b""), S), step(P(b"s6", ONE, [INT]), S),
         step(Q(b"EXECUTE s6(7)")), step(Q(b"SELECT count(*) FROM pg_prepared_statements WHERE name = 's6'")),
         step(Q(b"DEALLOCATE s6")), step(Q(b"DEALLOCATE s6")), step(Q(b"EXECUTE s6(7)")),
-        step(Q(b"PREPARE s6(int) AS SELECT name FROM item WHERE id = $1")), step(B(b"", b"s6", [1], [SEVEN]), E(b""), S),
+        step(Q(b"PREPARE s6(int) AS SELECT name FROM item WHERE id = $1")),
+        step(B(b"", b"s6", [1], [SEVEN]), E(b""), S),
         step(Q(b"PREPARE s6 AS SELECT 1")), step(CS(b"s6"), S), step(CS(b"s6"), S), step(close(b"P", b"none"), S),
     ]  # fmt: skip
     with world.through() as client, world.direct() as direct:
@@ -139,7 +150,7 @@ def test_trap_6_deallocate_execute_and_duplicates_find_what_upstream_knows(world
             assert got == wanted, [(kinds(g), kinds(w)) for g, w in zip(got, wanted, strict=True) if g != w]
 
 
-# ---- trap 8: pool resets and pings --------------------------------------------------------------------------------------
+# ---- trap 8: pool resets and pings ----------------------------------------------------------------------------------
 
 RESETS = {
     "asyncpg": b"SELECT pg_advisory_unlock_all();\nCLOSE ALL;\nUNLISTEN *;\nRESET ALL;",
@@ -183,7 +194,7 @@ def test_trap_8_pings_are_not_the_last_statement(world: World) -> None:
             assert (now[0], now[4]) == (before[0], before[4])
 
 
-# ---- long messages, COPY in the extended protocol, function calls -------------------------------------------------------
+# ---- long messages, COPY in the extended protocol, function calls ---------------------------------------------------
 
 LONG = b"SELECT count(*) FROM item WHERE name <> $1"
 PADDING = b"x" * 100_000
@@ -231,8 +242,16 @@ def test_copy_in_the_extended_protocol(world: World) -> None:
 
 def test_function_call(world: World) -> None:
     """The fast path of old: opaque, so it is forwarded and ends serving for its transaction."""
-    body = (1404).to_bytes(4, "big") + b"\0\1\0\1\0\1" + (4).to_bytes(4, "big") + b"\0\0\0\7" + b"\0\1"  # int4abs? any
+    body = (
+        (1397).to_bytes(4, "big") + b"\0\1\0\1\0\1" + (4).to_bytes(4, "big") + b"\0\0\0\7" + b"\0\1"
+    )  # int4abs(7), binary
     call = b"F" + (len(body) + 4).to_bytes(4, "big") + body
-    shape = [step(call), step(Q(b"BEGIN")), step(call), step(Q(b"COMMIT")), step(Q(b"SELECT name FROM item WHERE id = 7"))]
+    shape = [
+        step(call),
+        step(Q(b"BEGIN")),
+        step(call),
+        step(Q(b"COMMIT")),
+        step(Q(b"SELECT name FROM item WHERE id = 7")),
+    ]
     with world.through() as client, world.direct() as direct:
         assert play(client, shape) == play(direct, shape)
