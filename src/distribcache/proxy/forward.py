@@ -19,6 +19,7 @@ from distribcache.proxy.replies import Op
 from distribcache.proxy.simple import begin_meaning
 from distribcache.sql.cacheability import Kind, dangerous_parameter
 from distribcache.wire.messages import (
+    Back,
     Front,
     close,
     read_bind,
@@ -138,6 +139,7 @@ def send(s: Session, data: bytes, going: list[Run | Loose], plan: Plan, ended: i
                 break
         if prefix or any(m.kind == Front.PARSE and not m.name for item in going for m in item.messages):
             s.hot.kept = None
+    lone = len(plan.effects) == 1 and not s.txn.ddl and not s.txn.poll
     for effect, kind, chain in plan.effects:
         s.apply(effect, kind, chain=chain)
     s.begin = plan.begin if plan.begin is not None else s.begin
@@ -151,7 +153,7 @@ def send(s: Session, data: bytes, going: list[Run | Loose], plan: Plan, ended: i
             s.fills.append(fill)
         for message in item.messages:
             s.replies.expect(
-                Op(message.kind or data[message.start], fill=fill, done=_registrar(s, message, scope, schema))
+                Op(message.kind or data[message.start], fill=fill, done=_registrar(s, message, scope, schema, lone))
             )
     if ended == Front.SYNC:
         s.replies.expect(Op(Front.SYNC))
@@ -168,13 +170,19 @@ def resend(s: Session, kept: bytes) -> bytes:
     end = 1 + int.from_bytes(kept[1:5], "big")
     scope = 0 if s.scope is None else s.scope.ident
     message = parse_message(kept, 0, end)
-    done = _registrar(s, message, scope, s.coherence.words[SCHEMA])
+    done = _registrar(s, message, scope, s.coherence.words[SCHEMA], False)
     s.replies.expect(Op(Front.PARSE, ours=True, relay_error=True, done=done))
     return kept[:end]
 
 
-def _registrar(s: Session, message: Message, scope: int, schema: int) -> Callable[[int, bytes], None] | None:
-    """What becomes known when upstream has accepted a message."""
+def _registrar(
+    s: Session, message: Message, scope: int, schema: int, lone: bool
+) -> Callable[[int, bytes], None] | None:
+    """What becomes known when upstream has accepted a message.
+
+    ``lone``: the only statement that could have changed a catalogue is this message's. When its Parse or Bind failed,
+    it was never run, so it is no alarm: else every mistyped statement would stop the hits of a whole database.
+    """
     kind, name = message.kind, message.name
     if kind == Front.PARSE:
 
@@ -182,6 +190,8 @@ def _registrar(s: Session, message: Message, scope: int, schema: int) -> Callabl
             if reply == 0x31:  # ParseComplete
                 s.statements[name] = Prepared(message.sql, message.oids, scope, proved=schema)
                 s.hot.names.pop(name, None)
+            elif lone and reply == Back.ERROR:
+                s.txn.ddl = s.txn.poll = False
 
         return parsed
     if kind == Front.BIND:
@@ -193,6 +203,8 @@ def _registrar(s: Session, message: Message, scope: int, schema: int) -> Callabl
                 if statement is not None:
                     statement.proved = max(statement.proved, schema)
                     s.portals[message.portal] = statement
+            elif lone and reply == Back.ERROR:
+                s.txn.ddl = s.txn.poll = False
 
         return bound
     if kind == Front.CLOSE and message.target == b"S":
