@@ -10,7 +10,9 @@ Messages never contain passwords, bound values or query text; a fingerprint stan
 
 from __future__ import annotations
 
-__all__ = ["CacheError", "ClientError", "ConfigError", "DistribCacheError", "ProtocolError", "UpstreamError"]
+__all__ = [
+    "CacheError", "ClientError", "ConfigError", "DistribCacheError", "ProtocolError", "UpstreamError", "internal_error",
+]  # fmt: skip
 
 
 class DistribCacheError(Exception):
@@ -63,3 +65,17 @@ class ProtocolError(DistribCacheError):
     """Bytes that are not the PostgreSQL protocol. The layer that reads them says whose they were (see rule 3)."""
 
     sqlstate = "08P01"
+
+
+def internal_error(error: BaseException) -> DistribCacheError:
+    """What to say of an exception that no rule foresaw: its kind and place, never its text, which may hold data."""
+    place = ""
+    trace = error.__traceback__
+    while trace is not None:
+        place = f"{trace.tb_frame.f_code.co_filename.rpartition('/')[2]}:{trace.tb_lineno}"
+        trace = trace.tb_next
+    return DistribCacheError(
+        f"internal error {type(error).__name__} at {place}",
+        where="distribcache",
+        hint="connect again; please report this with the version and what the client did",
+    )

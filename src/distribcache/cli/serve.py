@@ -17,6 +17,7 @@ from distribcache.coherence.database import Databases
 from distribcache.coherence.options import Options
 from distribcache.config import Settings, load, mask
 from distribcache.config.units import size_text
+from distribcache.errors import internal_error
 from distribcache.proxy.listener import Listener
 from distribcache.proxy.node import Node
 from distribcache.proxy.upstream import read_target
@@ -75,10 +76,17 @@ class Proxy:
         )
 
 
+def _unforeseen(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """One line for what nobody caught; a traceback could show data."""
+    error = context.get("exception")
+    say(internal_error(error).message if isinstance(error, BaseException) else str(context.get("message")))
+
+
 async def run(settings: Settings) -> None:
     """Serve until SIGINT or SIGTERM."""
     proxy = Proxy(settings)
     loop = asyncio.get_running_loop()
+    loop.set_exception_handler(_unforeseen)
     ended = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, ended.set)

@@ -43,7 +43,7 @@ _ALLOWED: dict[int, frozenset[int]] = {
     ord("q"): frozenset(b"T" + _COMMON),
     ord("r"): frozenset(b"DC" + _COMMON),
 }
-"""``q`` and ``r``: a simple Query whose reply is being gathered, which has to be one description, rows, one completion."""
+"""``q`` and ``r``: a simple Query whose reply is being gathered: one description, rows, one completion."""
 _FOLLOWS: dict[tuple[int, int], int] = {(ord("q"), ord("T")): ord("r"), (ord("r"), ord("C")): ord("S")}
 _IDLE = frozenset(_COMMON)
 _STREAMED = frozenset(b"DdV")

@@ -114,6 +114,8 @@ def read_scope(row: list[bytes | None], idents: Idents) -> Scope:
         refusal = "cache_off" if cache in ("off", "false", "0", "no") else "bad_setting"
     elif (settings[KEYED.index("client_encoding")] or "").upper() not in ("UTF8", "SQL_ASCII"):
         refusal = "client_encoding"
+    elif settings[KEYED.index("standard_conforming_strings")] != "on":
+        refusal = "standard_conforming_strings"  # the server lexes another text than the analysis does
     chosen: Consistency | None = None
     bound: int | None = None
     hint: WorkloadType | None = None

@@ -24,7 +24,7 @@ from struct import Struct
 from typing import Any, Protocol
 
 from distribcache.clock import now_ns
-from distribcache.errors import ClientError, DistribCacheError, ProtocolError, UpstreamError
+from distribcache.errors import ClientError, DistribCacheError, ProtocolError, UpstreamError, internal_error
 from distribcache.proxy import extended, forward, simple
 from distribcache.proxy.effects import UNKNOWN
 from distribcache.proxy.group import parse_message
@@ -129,6 +129,10 @@ class Session(Standing):
                 self._inbox = data[done:]
         except DistribCacheError as error:
             self.wires.fail(error)
+            return
+        except Exception as error:  # noqa: BLE001 - ends this connection only, and says so
+            self.node.failed(error)
+            self.wires.fail(internal_error(error))
             return
         hold = len(self._inbox) > _INBOX or self.hot.paused
         if hold != self._held:
