@@ -75,7 +75,7 @@ class Questions:
             s.know_scope(_refused("scope_query_failed"))
             return
         try:
-            scope = read_scope(list(read_data_row(memoryview(rows[0])[5:]).values), s.node.idents)
+            scope = read_scope(list(read_data_row(memoryview(rows[0])[5:]).values), s.node.idents, extra)
         except ProtocolError:
             s.know_scope(_refused("scope_query_failed"))
             return

@@ -84,8 +84,11 @@ def milliseconds(text: str) -> int | None:
     return None
 
 
-def read_scope(row: list[bytes | None], idents: Idents) -> Scope:
-    """One row of ``scope_query`` → Scope. Raises ProtocolError when it has another shape."""
+def read_scope(row: list[bytes | None], idents: Idents, extra: tuple[str, ...] = ()) -> Scope:
+    """One row of ``scope_query(extra)`` → Scope. Raises ProtocolError when it has another shape.
+
+    The names in ``extra`` are part of the content: equal values of two different settings are not the same scope.
+    """
     if len(row) < _FIXED + len(OWN) + len(KEYED):
         raise ProtocolError("the answer to the question about the session has too few columns")
     text = [None if value is None else value.decode("utf-8", "surrogateescape") for value in row]
@@ -130,7 +133,7 @@ def read_scope(row: list[bytes | None], idents: Idents) -> Scope:
             refusal = refusal or "bad_setting"
         else:
             bound = bound_ms * 1_000_000
-    content = (database, session_user, current_user, schemas, isolation, branch, as_of, workload, settings)
+    content = (database, session_user, current_user, schemas, isolation, branch, as_of, workload, settings, extra)
     return Scope(
         ident=idents.of(content),
         schemas=tuple(json.loads(schemas or "[]")),
