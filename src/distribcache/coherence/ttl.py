@@ -14,6 +14,7 @@ from typing import Any
 import psycopg
 from psycopg.conninfo import make_conninfo
 
+from distribcache.clock import now_ns
 from distribcache.coherence.catalogue import LOCK_MS, STATEMENT_MS, Catalogue
 from distribcache.coherence.connections import close, connect
 from distribcache.coherence.freshness import Freshness
@@ -23,6 +24,8 @@ from distribcache.coherence.options import Options
 from distribcache.errors import UpstreamError
 
 __all__ = ["TtlOnly"]
+
+_LOOK_NS = 60_000_000_000
 
 
 class TtlOnly:
@@ -49,13 +52,15 @@ class TtlOnly:
         self.hint = "set freshness.invalidation to wal"
         self._conninfo = make_conninfo(conninfo, dbname=name)
         self._catalogue: Catalogue | None = None
+        self._look = 1  # counts looks at the catalogue; stands where positions of the log stand elsewhere
+        self._looked_at = now_ns()
         self._opening = asyncio.Lock()
         self._renew()
 
     def _renew(self) -> None:
         self.epoch = next_epoch()
         self.words[EPOCH] = self.epoch
-        self.words[W] = self.words[V] = 1
+        self.words[W] = self.words[V] = self._look
         self.words[SCHEMA] = 0
         self.words[FRESH_AT] = NEVER
 
@@ -67,13 +72,14 @@ class TtlOnly:
         """Nothing here is fresher than anything else."""
 
     def fill_point(self) -> int | None:
-        return 1
+        return self._look
 
     def visible(self) -> int:
-        return 1
+        return self._look
 
     def schema_lsn(self) -> int:
-        return 0
+        """Analyses older than the last look are made again, so what was not there once may be found later."""
+        return self._look
 
     def slot_of(self, oid: int) -> int:
         return self.ledger.slot_of(oid, 0)
@@ -88,6 +94,7 @@ class TtlOnly:
         self.counters.alarms += 1
         self.counters.last_alarm = reason
         self.counters.epoch_changes += 1
+        self._look += 1
         self._renew()
         for listener in self.epoch_listeners:
             listener(self.epoch)
@@ -96,7 +103,12 @@ class TtlOnly:
         """There is nothing to compare with."""
 
     def note_traffic(self) -> None:
-        """There is nothing to keep up with."""
+        """Once a minute analyses begin to be made anew: DDL from elsewhere is not seen in this mode."""
+        now = now_ns()
+        if now - self._looked_at > _LOOK_NS:
+            self._looked_at = now
+            self._look += 1
+            self.words[W] = self.words[V] = self._look
 
     async def ask(self, sql: str, params: Sequence[object] = ()) -> list[tuple[Any, ...]]:
         """A question about the catalogue on the cache's own connection. Raises UpstreamError."""

@@ -1,0 +1,33 @@
+"""``invalidation = "ttl"``: an explicit choice, said everywhere, in which only time and DDL through the proxy end an entry."""
+
+from __future__ import annotations
+
+import psycopg
+from fix_postgres import Database
+from fix_proxy import MakeProxy, last
+from wait import until
+
+
+def test_only_time_and_our_own_ddl_end_an_entry(database: Database, make_proxy: MakeProxy) -> None:
+    database.execute("CREATE TABLE note (id int PRIMARY KEY, text text)", "INSERT INTO note VALUES (1, 'old')")
+    proxy = make_proxy(database.url(), {"freshness.invalidation": "ttl", "ttl.oltp": "2s"})
+    read = "SELECT text FROM note WHERE id = 1"
+    with proxy.connect(cursor_factory=psycopg.ClientCursor) as connection:
+        until(lambda: connection.execute(read).fetchone() == ("old",) and last(connection)["status"] == "hit")
+        database.execute("UPDATE note SET text = 'new'")
+        assert connection.execute(read).fetchone() == ("old",)  # that is what the mode means
+        until(lambda: connection.execute(read).fetchone() == ("new",), "the entry outlived its TTL")
+        until(lambda: connection.execute(read).fetchone() == ("new",) and last(connection)["status"] == "hit")
+        connection.execute("ALTER TABLE note ALTER COLUMN text SET DEFAULT 'x'")
+        connection.execute(read)
+        assert last(connection)["status"] == "miss"
+        freshness = dict(connection.execute("SHOW distribcache.freshness").fetchall())
+        assert freshness["mode"] == "ttl"
+        assert "TTL" in str(freshness["detail"])
+
+
+def test_it_works_without_logical_decoding_and_says_so(database: Database, make_proxy: MakeProxy) -> None:
+    proxy = make_proxy(database.url(), {"freshness.invalidation": "ttl"})
+    assert [each["mode"] for each in proxy.status()["databases"]] == ["ttl"]
+    slots = database.execute("SELECT count(*) FROM pg_replication_slots WHERE database = current_database()")
+    assert slots == [(0,)]
