@@ -30,6 +30,8 @@ class Relay:
         self.armed = threading.Event()
         self.mangle: Mangle | None = None
         self.relayed = 0
+        self.divert: tuple[bytes, int] | None = None
+        """Connections whose first packet contains these bytes go to another port."""
         self._count = 0
         self._pairs: list[tuple[socket.socket, socket.socket]] = []
         self._closed = False
@@ -85,6 +87,9 @@ class Relay:
                 client.sendall(server.recv(1))
                 first = client.recv(16384)
             harmed = self.only in first
+            if self.divert is not None and self.divert[0] in first:
+                server.close()
+                server = socket.create_connection(("127.0.0.1", self.divert[1]))
             if harmed:
                 self._pairs.append((client, server))
             server.sendall(first)

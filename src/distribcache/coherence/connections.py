@@ -8,7 +8,9 @@ Rules:
 1. Every setting that shapes text which we compare or parse is pinned by us, after the server's and the role's
    defaults.
 2. ``synchronous_commit = local``: our flush message must not wait for a standby.
-3. Closing means that the server's process has ended, not that we have stopped listening: ``DROP DATABASE`` fails at
+3. Nothing is set through a pooler: what we pin would stay on a server connection that then serves clients. So before
+   the first SET the process that answers has to be the one that was greeted.
+4. Closing means that the server's process has ended, not that we have stopped listening: ``DROP DATABASE`` fails at
    once on a slot in use. A copy of the socket is read until the server closes its end.
 """
 
@@ -23,6 +25,8 @@ import psycopg
 from psycopg import AsyncConnection
 from psycopg.conninfo import make_conninfo
 
+from distribcache.coherence.reasons import NotServing
+
 __all__ = ["APPLICATION_NAME", "Connection", "close", "connect", "readable"]
 
 APPLICATION_NAME = "distribcache"
@@ -32,6 +36,7 @@ _PINNED = (
     "SET search_path = pg_catalog; SET client_encoding = 'UTF8'; SET datestyle = 'ISO, YMD'; "
     "SET intervalstyle = 'postgres'; SET timezone = 'UTC'; SET extra_float_digits = 1; SET bytea_output = 'hex'; "
     "SET quote_all_identifiers = off; SET statement_timeout = {statement_ms}; SET lock_timeout = {lock_ms}; "
+    "SET jit = off; SET max_parallel_workers_per_gather = 0; "
     "SET idle_in_transaction_session_timeout = 0; SET synchronous_commit = local; "
     "SET default_transaction_isolation = 'read committed'; SET default_transaction_read_only = off"
 )
@@ -41,7 +46,7 @@ _OPTIONAL = ("idle_session_timeout", "transaction_timeout")
 async def connect(
     conninfo: str, *, replication: bool = False, timeout_s: float = 10.0, statement_ms: int = 0, lock_ms: int = 0
 ) -> Connection:
-    """Open and pin one connection. Raises psycopg.Error or TimeoutError.
+    """Open and pin one connection. Raises psycopg.Error, TimeoutError, or NotServing behind a pooler.
 
     ``timeout_s`` bounds the whole of it; ``statement_ms`` and ``lock_ms`` are the server's limits, 0 for none.
     """
@@ -54,6 +59,9 @@ async def connect(
     async with asyncio.timeout(timeout_s + 1):
         connection = await AsyncConnection.connect(own, autocommit=True)
         try:
+            row = await (await connection.execute(b"SELECT pg_catalog.pg_backend_pid()")).fetchone()
+            if row is None or row[0] != connection.pgconn.backend_pid:
+                raise NotServing("pooler")
             await connection.execute(_PINNED.format(statement_ms=statement_ms, lock_ms=lock_ms).encode())
             for name in _OPTIONAL:
                 # Not known to older servers.

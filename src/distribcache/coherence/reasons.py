@@ -57,6 +57,10 @@ REASONS: dict[str, tuple[str, str]] = {
         "more databases are in use than the cache may follow at once",
         "raise freshness.max_databases",
     ),
+    "pooler": (
+        "a connection pooler answers in the server's place",
+        "name PostgreSQL itself in upstream.url; put the pooler in front of the cache if you need one",
+    ),
     "different_servers": (
         "the cache's connections reached different servers",
         "name one host in upstream.url, not several and no load balancer",
