@@ -38,12 +38,13 @@ from distribcache.clock import now_ns
 __all__ = ["Stories"]
 
 _POINT_PAUSE_S = 0.002
-_PANEL_PAUSE_S = 0.1
-# So many people have the same dashboard open.
-_VIEWERS = 3
+_PANEL_PAUSE_S = 0.3
+# So many people have the dashboard open through the cache, each at the pace of the one who asks PostgreSQL.
+_VIEWERS = 4
 _WRITE_PAUSE_S = 0.2
 # Every so many outside writes one is an order, which takes the dashboard with it; the rest are counts of stock.
-_WRITES_PER_ORDER = 20
+_WRITES_PER_ORDER = 40
+_FIRST_ORDER = 12
 # How long beyond the bound to go on asking for a commit before it counts as not shown.
 _PATIENCE_NS = 2_000_000_000
 
@@ -196,7 +197,7 @@ class Stories:
                 else:
                     self._answers.same(False)
             self._show(panel.title, panel.say(rows), cached_ms=took_ns / 1e6, hit=self._dashboard.hits > hits)
-            if self.ended.wait(_PANEL_PAUSE_S):
+            if self.ended.wait(_PANEL_PAUSE_S / _VIEWERS):
                 return
 
     def _shoppers(self) -> None:
@@ -224,7 +225,7 @@ class Stories:
             if self.ended.wait(_WRITE_PAUSE_S):
                 return
             product = WATCHED[number % len(WATCHED)]
-            ordering = number % _WRITES_PER_ORDER == _WRITES_PER_ORDER // 2
+            ordering = number % _WRITES_PER_ORDER == _FIRST_ORDER
             commits = self._orders if ordering else self._stock[product]
             # The connections under test have read it before, as a customer would have.
             question: tuple[LiteralString, tuple[object, ...]]

@@ -158,7 +158,7 @@ def _writes(scene: Scene, report: Report, width: int) -> list[RenderableType]:
     if writes.last:
         last = Text.assemble(
             ("outside write committed: ", "dim"), (writes.last, "bold"),
-            (" → shown by the cache ", "dim"), (f"{milliseconds(writes.last_after_ms)} later", "bold green"),
+            (" → the cache showed it ", "dim"), (f"{milliseconds(writes.last_after_ms)} later", "bold green"),
         )  # fmt: skip
     shown = Text.assemble((f"{writes.shown} of {writes.committed} writes shown", "bold"))
     shown.append(f", p50 {milliseconds(writes.after_p50_ms)}, p99 {milliseconds(writes.after_p99_ms)} later")
