@@ -194,6 +194,30 @@ def test_trap_8_pings_are_not_the_last_statement(world: World) -> None:
             assert (now[0], now[4]) == (before[0], before[4])
 
 
+MISTYPED = {
+    "unknown statement": (B(b"", b"nobody"), E(b""), S),
+    "syntax error": (P(b"", b"SELEC 1"), B(b"", b""), E(b""), S),
+    "unknown column": (P(b"", b"SELECT nothing FROM item"), B(b"", b""), E(b""), S),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTYPED)
+def test_a_mistyped_statement_is_no_alarm(world: World, mistake: str) -> None:
+    def alarms() -> int:
+        with world.proxy.connect() as watch:
+            return int(dict(watch.execute("SHOW distribcache.freshness").fetchall())["alarms"])
+
+    with world.through() as client:
+        before = alarms()
+        assert b"E" in [each[:1] for each in client.exchange(b"".join(MISTYPED[mistake]))]
+        assert alarms() == before
+        # The same mistake behind something that is one, in the same transaction and not rolled back by it.
+        play(client, [step(Q(b"BEGIN")), step(Q(b"CREATE TABLE alarming (id int)")), step(Q(b"SAVEPOINT a"))])
+        play(client, [step(*MISTYPED[mistake]), step(Q(b"ROLLBACK TO a")), step(Q(b"COMMIT"))])
+        assert alarms() > before
+        play(client, [step(Q(b"DROP TABLE alarming"))])
+
+
 # ---- long messages, COPY in the extended protocol, function calls ---------------------------------------------------
 
 LONG = b"SELECT count(*) FROM item WHERE name <> $1"
