@@ -114,7 +114,10 @@ def test_json_is_one_object_with_what_was_measured(start: Callable[..., Demo]) -
     demo.gone()
 
 
-def test_control_c_ends_the_show_with_a_summary_and_nothing_left(start: Callable[..., Demo]) -> None:
+def test_control_c_ends_the_show_with_a_summary_and_nothing_left(
+    start: Callable[..., Demo], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
     demo = start("--duration", "600")
     shown = demo.read_until("of 600 s:")
     assert "making 1,200,000 order lines" in shown

@@ -29,8 +29,9 @@ def main() -> None:
     report = TypeAdapter(Report)
 
     def say(what: Report) -> None:
-        sys.stdout.write(report.dump_json(what).decode() + "\n")
-        sys.stdout.flush()
+        # Bytes: the encoding of the terminal is no concern of this pipe.
+        sys.stdout.buffer.write(report.dump_json(what) + b"\n")
+        sys.stdout.buffer.flush()
 
     try:
         stories.start()
