@@ -207,7 +207,7 @@ def _registrar(
             if reply == 0x32:  # BindComplete
                 s.hot.finished = s.hot.finished and bool(message.portal)
                 if statement is not None:
-                    statement.proved = max(statement.proved, schema)
+                    statement.proved = schema  # not the greatest: before the stream has begun the slot says "never"
                     s.portals[message.portal] = statement
             elif lone and reply == Back.ERROR:
                 s.txn.ddl = s.txn.poll = False
