@@ -155,12 +155,10 @@ class Stories:
         for number in itertools.count():
             point = POINTS[number % len(POINTS)]
             parameters = (point.key(number // len(POINTS)),)
-            if number % 2:
-                mine = self._through(self._point, cached, point.sql, parameters)
+            mine = self._through(self._point, cached, point.sql, parameters) if number % 2 else None
             truth = direct.ask(point.sql, parameters)
             self._point.direct.add(direct.ended_ns - direct.began_ns)
-            if not number % 2:
-                mine = self._through(self._point, cached, point.sql, parameters)
+            mine = self._through(self._point, cached, point.sql, parameters) if mine is None else mine
             self._answers.same(mine == truth)
             if self.ended.wait(_POINT_PAUSE_S):
                 return
