@@ -62,7 +62,7 @@ class Target:
 
 
 def read_target(url: str, timeout: float) -> Target:
-    """Read the parts of a libpq URL that say where the server is. Raises ConfigError."""
+    """Read the parts of a libpq URL that say where the server is. Raises ConfigError, also for a missing root file."""
     try:
         parts = conninfo_to_dict(url)
     except ProgrammingError:
@@ -73,9 +73,11 @@ def read_target(url: str, timeout: float) -> Target:
     ports = str(parts.get("port") or "5432").split(",")
     try:
         numbers = [int(port or 5432) for port in ports]
+        if not all(0 < number < 65536 for number in numbers):
+            raise ValueError
     except ValueError:
         raise ConfigError(
-            "the port is not a number", where="upstream.url", hint="write postgresql://user@host:5432/db"
+            "the port is not a number between 1 and 65535", where="upstream.url", hint="write postgresql://user@host:5432/db"
         ) from None
     if len(numbers) == 1:
         numbers *= len(hosts)
@@ -85,7 +87,11 @@ def read_target(url: str, timeout: float) -> Target:
             "hosts and ports, or sslmode, do not fit", where="upstream.url", hint="one port for each host"
         )
     database = str(parts.get("dbname") or parts.get("user") or "postgres")
-    return Target(tuple(zip(hosts, numbers, strict=True)), database, mode, str(parts.get("sslrootcert") or ""), timeout)
+    target = Target(
+        tuple(zip(hosts, numbers, strict=True)), database, mode, str(parts.get("sslrootcert") or ""), timeout
+    )
+    target.tls()
+    return target
 
 
 class Peer(asyncio.Protocol):
