@@ -38,7 +38,7 @@ READS: dict[str, Callable[[int], str]] = {
 
 @dataclass
 class Truth:
-    """What was acknowledged when, per row: (time of the acknowledgement, value), for all writers and for the proxy's."""
+    """What was acknowledged, per row: (time of the acknowledgement, value), by all writers and by the proxy's."""
 
     lock: threading.Lock = field(default_factory=threading.Lock)
     everywhere: dict[int, list[tuple[float, int]]] = field(

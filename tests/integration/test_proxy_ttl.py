@@ -1,4 +1,4 @@
-"""``invalidation = "ttl"``: an explicit choice, said everywhere, in which only time and DDL through the proxy end an entry."""
+"""``invalidation = "ttl"``: an explicit choice, in which only time and DDL through the proxy end an entry."""
 
 from __future__ import annotations
 
