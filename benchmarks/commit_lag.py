@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import signal
 import subprocess
 import sys
 import tempfile
@@ -153,4 +154,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    # A polite end by whoever started us must stop our servers too.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(main())

@@ -19,6 +19,7 @@ import json
 import os
 import resource
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
@@ -258,4 +259,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    # A polite end by whoever started us must stop our servers too.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(main())

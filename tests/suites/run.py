@@ -17,6 +17,7 @@ import argparse
 import contextlib
 import difflib
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -101,26 +102,42 @@ class Suite:
             env = {"PGOPTIONS": CACHE_OFF} if which == "B" else {}
             with distribcache(server.url(), work, command=command) as proxy:
                 try:
-                    return [self._run(which, n, proxy.port, dbname, work, env, proxy) for n in range(times)]
+                    return [self._run(which, n, server.port, dbname, work, env, proxy) for n in range(times)]
                 finally:
                     self.results.mkdir(parents=True, exist_ok=True)
+                    self._keep_reasons(which, proxy)
                     (self.results / f"{which}-proxy.log").write_text(proxy.log())
                     if not proxy.alive:
                         raise RuntimeError(f"the proxy died: see {self.results}/{which}-proxy.log")
 
     def _run(
-        self, which: str, number: int, port: int, dbname: str, work: Path, env: Mapping[str, str], proxy: Program | None
+        self, which: str, number: int, server: int, dbname: str, work: Path, env: Mapping[str, str],
+        proxy: Program | None,
     ) -> Run:
+        port = server if proxy is None else proxy.port
         kept, folder = self.results / f"{which}{number}", work / f"run{number}"
         before = self._counters(proxy)
         if self.name == regress.NAME:
-            run = regress.run(self._prepared, self._bin, port, folder, kept, env=env, tests=self._tests)
+            run = regress.run(
+                self._prepared, self._bin, port, folder, kept, server_port=server, env=env, tests=self._tests
+            )
         else:
             driver = drivers.DRIVERS[self.name]
             run = drivers.run(driver, port, dbname, folder, kept, env=env, tests=self._tests)
         after = self._counters(proxy)
         gained = {key: int(after.get(key, 0) - before.get(key, 0)) for key in ("hits_total", "misses_total")}
         return Run(run.outcomes, run.seconds, gained["hits_total"], gained["misses_total"], run.log)
+
+    def _keep_reasons(self, which: str, proxy: Program) -> None:
+        """Why what was not served was not: refusals, freshness and all counters, for whoever wants more hits."""
+        if self._stand_in or not proxy.alive:
+            return
+        lines: list[str] = []
+        with psycopg.connect(proxy.conninfo(), autocommit=True) as connection:
+            for what in ("stats", "refusals", "freshness"):
+                rows = connection.execute(f"SHOW distribcache.{what}".encode()).fetchall()
+                lines += [f"-- {what}", *("\t".join(str(value) for value in row) for row in rows)]
+        (self.results / f"{which}-reasons.txt").write_text("\n".join(lines) + "\n")
 
     def _counters(self, proxy: Program | None) -> dict[str, float]:
         return {} if proxy is None or self._stand_in else stats(proxy)
@@ -189,7 +206,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             suite = Suite(name, _words(asked.tests), asked.stand_in.split(), bin_dir)
             for row in suite.passes(_words(asked.passes), asked.repeat, say):
                 rows.append(row)
-                say.print(f"[dim]  {'ok' if row.verdict.ok else 'BROKEN'}: {row.verdict.words}")
+                say.print(f"[dim]  {'ok' if row.verdict.ok else 'BROKEN'}: {row.verdict.words}, "
+                          f"{_each(round(run.seconds) for run in row.runs)} s"
+                          + ("" if row.which == "A" else f", hits {_each(run.hits for run in row.runs)}"
+                             f" of {_each(run.hits + run.misses for run in row.runs)} lookups"))
         except Unavailable as reason:
             say.print(f"[yellow]{name}: not to be had on this machine[/]: {reason}", highlight=False)
             status = max(status, 1 if asked.suite else 0)
@@ -205,4 +225,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    # A polite end by whoever started us must stop our servers too.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(main())
