@@ -18,13 +18,16 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from distribcache.errors import ConfigError
 from distribcache.proxy.node import Node
+from distribcache.web.overview import STYLE, page
 
 __all__ = ["Admin", "build"]
+
+_HEADERS = {"Content-Security-Policy": "default-src 'none'; style-src 'self'", "X-Content-Type-Options": "nosniff"}
 
 
 class _Counters(Collector):
@@ -88,10 +91,18 @@ def build(node: Node) -> Starlette:
     async def status(request: Request) -> Response:
         return JSONResponse({"statistics": node.statistics(), "databases": databases()})
 
+    async def overview(request: Request) -> Response:
+        return HTMLResponse(page(node.statistics(), databases()), headers=_HEADERS)
+
+    async def style(request: Request) -> Response:
+        return Response(STYLE, media_type="text/css", headers=_HEADERS)
+
     endpoint = node.settings.admin.endpoint
     hosts = ["localhost", "127.0.0.1", "[::1]", "::1", endpoint.host]
     return Starlette(
         routes=[
+            Route("/", overview),
+            Route("/style.css", style),
             Route("/healthz", health),
             Route("/readyz", ready),
             Route("/metrics", metrics),
