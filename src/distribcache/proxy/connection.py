@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 __all__ = ["Connection"]
 
 _HIGH_WATER = 256 * 1024
+_LAST_WORDS = 30.0
+"""Seconds that a client has to read what was written before the end."""
 _MAX_EARLY = 64 * 1024
 """Bytes that a client may send while its upstream connection is being opened."""
 _REFUSED_PATIENCE = 1.0
@@ -355,4 +357,6 @@ class Connection(asyncio.Protocol):
             self.upstream.close()
         if self.client is not None:
             self.client.close()
+            if self.client.get_write_buffer_size():  # one who does not read is not waited for without end
+                asyncio.get_running_loop().call_later(_LAST_WORDS, self.client.abort)
         self.listener.gone(self)
