@@ -295,7 +295,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--pid", type=int, default=0, help="its process id")
     parser.add_argument("--url", default="", help="the server behind it")
     parser.add_argument("--growth", type=float, default=10.0, help="percent of memory that may be gained after warm-up")
-    parser.add_argument("--serve-args", default="--l1-size 32MB", help="options of distribcache serve")
+    parser.add_argument("--serve-args", default="", help="options of distribcache serve")
     asked = parser.parse_args(argv)
     if not Path("/proc/self/statm").exists():
         print("this needs /proc (Linux)")
@@ -307,7 +307,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="distribcache-soak-")))
             try:
                 proxy = stack.enter_context(
-                    servers.distribcache(server.url(), work, arguments=asked.serve_args.split())
+                    servers.distribcache(
+                        server.url(), work, arguments=asked.serve_args.split(), env={"DISTRIBCACHE_L1_SIZE": "32MB"}
+                    )
                 )
             except RuntimeError as error:
                 print(error)
