@@ -1,7 +1,7 @@
 """A followed database with a simulated cache of it, for tests of coherence without a proxy.
 
-``following(conninfo, name)`` starts a ``DatabaseCoherence``, waits until it serves, and stops it. ``Followed.fill`` does what
-the proxy does on a miss (F read before the query is sent), ``Followed.valid`` what it does on a hit.
+``following(conninfo, name)`` starts a ``DatabaseCoherence``, waits until it serves and stops it. ``Followed.fill`` does
+what the proxy does on a miss (F read before the query is sent), ``Followed.valid`` what it does on a hit.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ async def connect(conninfo: str) -> AsyncConnection[tuple[Any, ...]]:
     return await AsyncConnection.connect(conninfo, autocommit=True)
 
 
-async def eventually(condition: Callable[[], object], explain: Callable[[], object] = lambda: "", seconds: float = 20) -> None:
+async def eventually(
+    condition: Callable[[], object], explain: Callable[[], object] = lambda: "", seconds: float = 20
+) -> None:
     """Wait until ``condition`` holds; fails with ``explain``."""
     deadline = now_ns() + int(seconds * 1e9)
     while not condition():

@@ -38,7 +38,11 @@ async def stream_pids(database: Database) -> list[int]:
 
 @pytest.mark.parametrize(
     "victim",
-    ["backend_type = 'walsender'", "query LIKE '%pg_current_snapshot(), %'", "query NOT LIKE '%pg_current_snapshot(), %'"],
+    [
+        "backend_type = 'walsender'",
+        "query LIKE '%pg_current_snapshot(), %'",
+        "query NOT LIKE '%pg_current_snapshot(), %'",
+    ],
 )
 async def test_a_terminated_connection_begins_a_new_epoch_and_comes_back(database: Database, victim: str) -> None:
     async with following(database.server.conninfo(), database.name) as followed:
@@ -119,7 +123,9 @@ async def test_a_restart_of_the_server(make_postgres: MakePostgres, mode: str) -
         assert await followed.strictly(again)
 
 
-async def lost_commit(make_postgres: MakePostgres, *, muted: bool, monkeypatch: pytest.MonkeyPatch) -> tuple[bool, int, int]:
+async def lost_commit(
+    make_postgres: MakePostgres, *, muted: bool, monkeypatch: pytest.MonkeyPatch
+) -> tuple[bool, int, int]:
     """A visible asynchronous commit is lost in a crash. → (is its entry still valid, its value, the truth)."""
     server = make_postgres(options={"wal_writer_delay": "10s", "synchronous_commit": "off"}, fresh=True)
     database = await asyncio.to_thread(create_database, server, "crash")
@@ -134,7 +140,9 @@ async def lost_commit(make_postgres: MakePostgres, *, muted: bool, monkeypatch: 
         probe.probe.may_flush = False
         writer = await connect(database.conninfo())
         await writer.execute("UPDATE t SET v = 2")
-        held = Held([(2,)], held.fill, held.analysis, held.slots, held.epoch)  # a read dated before it showed it already
+        held = Held(
+            [(2,)], held.fill, held.analysis, held.slots, held.epoch
+        )  # a read dated before it showed it already
         assert await (await writer.execute("SELECT v FROM t")).fetchall() == [(2,)]
         if muted:
             monkeypatch.setattr(Coverage, "end", lambda self: None)
@@ -149,12 +157,16 @@ async def lost_commit(make_postgres: MakePostgres, *, muted: bool, monkeypatch: 
         return valid, held.rows[0][0], truth
 
 
-async def test_a_crash_that_takes_visible_commits_back(make_postgres: MakePostgres, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_crash_that_takes_visible_commits_back(
+    make_postgres: MakePostgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert await lost_commit(make_postgres, muted=False, monkeypatch=monkeypatch) == (False, 2, 1)
 
 
 @pytest.mark.sabotage
-async def test_without_a_new_epoch_a_lost_commit_lives_on(make_postgres: MakePostgres, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_without_a_new_epoch_a_lost_commit_lives_on(
+    make_postgres: MakePostgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert await lost_commit(make_postgres, muted=True, monkeypatch=monkeypatch) == (True, 2, 1)
 
 
@@ -227,7 +239,8 @@ async def test_feedback_never_says_zero_and_moves(database: Database) -> None:
         await hold(database, followed)
         assert followed.coherence._following is not None
         followed.coherence._following.reader.feedback()
-        sql = f"SELECT flush_lsn - '0/0', sent_lsn - flush_lsn FROM pg_stat_replication WHERE pid = {(await stream_pids(database))[0]}"
+        [pid] = await stream_pids(database)
+        sql = f"SELECT flush_lsn - '0/0', sent_lsn - flush_lsn FROM pg_stat_replication WHERE pid = {pid}"
         for _ in range(100):
             [(flushed, behind)] = await run(database, sql)
             if behind == 0:

@@ -144,7 +144,9 @@ def eyes(database: Database) -> Iterator[Eyes]:
     made = Eyes(database)
     yield made
     with psycopg.connect(database.server.conninfo(), autocommit=True) as connection:
-        roles = connection.execute("SELECT rolname FROM pg_roles WHERE starts_with(rolname, %s)", [made.role]).fetchall()
+        roles = connection.execute(
+            "SELECT rolname FROM pg_roles WHERE starts_with(rolname, %s)", [made.role]
+        ).fetchall()
         made.close()
         drop_database(database)
         for (role,) in roles:
@@ -227,8 +229,11 @@ def test_roles_changed_from_another_database_show_in_the_quick_poll(eyes: Eyes) 
     with psycopg.connect(eyes.database.server.conninfo(), autocommit=True) as elsewhere:
         seen = [eyes.quick()]
         for statement in (
-            f"GRANT {eyes.role} TO {eyes.role}_2", f"ALTER ROLE {eyes.role} SET timezone = 'UTC'",
-            f"ALTER ROLE {eyes.role} SUPERUSER", f"REVOKE {eyes.role} FROM {eyes.role}_2", "SELECT pg_reload_conf()",
+            f"GRANT {eyes.role} TO {eyes.role}_2",
+            f"ALTER ROLE {eyes.role} SET timezone = 'UTC'",
+            f"ALTER ROLE {eyes.role} SUPERUSER",
+            f"REVOKE {eyes.role} FROM {eyes.role}_2",
+            "SELECT pg_reload_conf()",
         ):
             elsewhere.execute(statement.encode())
             if "reload" in statement:

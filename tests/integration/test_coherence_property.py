@@ -62,7 +62,8 @@ async def read(followed: Followed, truth: Truth, store: dict[int, Held], table: 
 async def load(database: Database, reads: int, **options: Any) -> Truth:
     await asyncio.to_thread(
         database.execute,
-        *(f"CREATE TABLE t{n} (v int)" for n in range(TABLES)), *(f"INSERT INTO t{n} VALUES (0)" for n in range(TABLES)),
+        *(f"CREATE TABLE t{n} (v int)" for n in range(TABLES)),
+        *(f"INSERT INTO t{n} VALUES (0)" for n in range(TABLES)),
     )
     truth, store, stop = Truth(), {}, asyncio.Event()
     async with following(database.server.conninfo(), database.name, **options) as followed:
@@ -93,7 +94,9 @@ async def test_no_strict_read_is_older_than_what_was_acknowledged_before_it(data
 
 
 @pytest.mark.sabotage
-async def test_with_freshness_by_arrival_stale_reads_appear(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_with_freshness_by_arrival_stale_reads_appear(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Mute R3's wait for W: an answer of the probe counts at once."""
     plain = Coverage.observe
 

@@ -24,7 +24,7 @@ async def one(connection: Any, sql: str) -> Any:
 
 
 async def stuck_commit(server_database: Database, muted: bool) -> tuple[bool, int, int]:
-    """A commit that is received but not visible; a fill begun then. → (still valid afterwards, its value, the truth)."""
+    """A commit that is received but not visible; a fill begun then. → (valid afterwards, its value, the truth)."""
     database = server_database
     async with following(database.server.conninfo(), database.name) as followed:
         writer = await connect(database.conninfo())
@@ -152,7 +152,10 @@ async def swap(database: Database, outside: str) -> tuple[bool, bool]:
     → (was the entry of u still valid when the change was fresh, does it hold the truth)
     """
     await asyncio.to_thread(
-        database.execute, "CREATE TABLE t (v int)", "CREATE TABLE u (v int)", "INSERT INTO u VALUES (1)",
+        database.execute,
+        "CREATE TABLE t (v int)",
+        "CREATE TABLE u (v int)",
+        "INSERT INTO u VALUES (1)",
         "INSERT INTO t VALUES (0)",
     )
     async with following(database.server.conninfo(), database.name) as followed:
@@ -210,7 +213,10 @@ async def test_without_alarms_a_swap_leaves_a_stale_entry(database: Database, mo
 )
 async def test_no_strict_hit_after_ddl_elsewhere(database: Database, ddl: str) -> None:
     await asyncio.to_thread(
-        database.execute, "CREATE TABLE u (v int)", "INSERT INTO u VALUES (1)", "CREATE VIEW v AS SELECT 1 AS a",
+        database.execute,
+        "CREATE TABLE u (v int)",
+        "INSERT INTO u VALUES (1)",
+        "CREATE VIEW v AS SELECT 1 AS a",
         "CREATE MATERIALIZED VIEW m AS SELECT * FROM u",
     )
     async with following(database.server.conninfo(), database.name) as followed:
@@ -227,7 +233,10 @@ async def test_noise_does_not_drop_the_cache(database: Database) -> None:
         await eventually(lambda: followed.coherence.coverage.settle_at == 0)
         held = await followed.filled("SELECT v FROM u", "u")
         noise = (
-            "ANALYZE u", "CREATE TEMP TABLE tt (a int)", "CREATE TABLE pg_temp.x AS SELECT 1", "VACUUM u",
+            "ANALYZE u",
+            "CREATE TEMP TABLE tt (a int)",
+            "CREATE TABLE pg_temp.x AS SELECT 1",
+            "VACUUM u",
             "CREATE INDEX ON u (v)",
         )
         alarms = followed.coherence.counters.alarms
@@ -254,13 +263,20 @@ async def test_a_ddl_through_the_proxy_costs_one_alarm_and_stops_hits_at_once(da
 
 async def test_partitions_and_truncate_reach_the_root(database: Database) -> None:
     await asyncio.to_thread(
-        database.execute, "CREATE TABLE r (k int, v int) PARTITION BY LIST (k)",
+        database.execute,
+        "CREATE TABLE r (k int, v int) PARTITION BY LIST (k)",
         "CREATE TABLE r1 PARTITION OF r FOR VALUES IN (1) PARTITION BY LIST (v)",
-        "CREATE TABLE r11 PARTITION OF r1 FOR VALUES IN (1, 2)", "CREATE TABLE r2 PARTITION OF r FOR VALUES IN (2)",
+        "CREATE TABLE r11 PARTITION OF r1 FOR VALUES IN (1, 2)",
+        "CREATE TABLE r2 PARTITION OF r FOR VALUES IN (2)",
         "INSERT INTO r VALUES (1, 1), (2, 2)",
     )
     async with following(database.server.conninfo(), database.name) as followed:
-        for change in ("UPDATE r SET v = 2 WHERE k = 1", "INSERT INTO r11 VALUES (1, 1)", "TRUNCATE r11", "DELETE FROM r2"):
+        for change in (
+            "UPDATE r SET v = 2 WHERE k = 1",
+            "INSERT INTO r11 VALUES (1, 1)",
+            "TRUNCATE r11",
+            "DELETE FROM r2",
+        ):
             held = await followed.filled("SELECT * FROM r", "r")
             await asyncio.to_thread(database.execute, change)
             assert not await followed.strictly(held), change
@@ -305,7 +321,9 @@ async def test_an_unflushed_commit_is_flushed_on_demand(make_postgres: MakePostg
     await asyncio.to_thread(drop_database, database)
 
 
-async def test_a_text_that_is_not_understood_begins_a_new_epoch(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_text_that_is_not_understood_begins_a_new_epoch(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await asyncio.to_thread(database.execute, "CREATE TABLE t (v int)", "INSERT INTO t VALUES (1)")
     async with following(database.server.conninfo(), database.name) as followed:
         held = await followed.filled("SELECT v FROM t", "t")
@@ -316,5 +334,3 @@ async def test_a_text_that_is_not_understood_begins_a_new_epoch(database: Databa
         monkeypatch.undo()
         await followed.serving()
         assert not followed.valid(held)
-
-

@@ -30,8 +30,8 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 __all__ = [
-    "FINGERPRINT_SQL", "QUICK_SQL", "READ_ALL_SQL", "RELATIONS_SQL", "CatalogueView", "Relation", "Relations",
-    "relations_from",
+    "FINGERPRINT_SQL", "PREPARE_SQL", "QUICK_SQL", "READ_ALL_SQL", "RELATIONS_SQL", "CatalogueView", "Relation",
+    "Relations", "relations_from",
 ]
 
 
@@ -178,11 +178,14 @@ RELATIONS_SQL = (
 )
 """A row per relation: oid, printed name, relkind, replica identity, triggers or rules, parents."""
 
+PREPARE_SQL = f"PREPARE distribcache_look AS {FINGERPRINT_SQL}; PREPARE distribcache_quick AS {QUICK_SQL}"
+"""Planning the fingerprint costs as much as running it on a small database: once per connection is enough."""
+
 READ_ALL_SQL = (
     "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; "
-    + FINGERPRINT_SQL + "; " + RELATIONS_SQL + "; COMMIT; SELECT pg_current_wal_insert_lsn()"
+    f"EXECUTE distribcache_look; {RELATIONS_SQL}; COMMIT; SELECT pg_current_wal_insert_lsn()"
 )
-"""Everything from one snapshot, then the insert position, asked after it."""
+"""Everything from one snapshot, then the insert position, asked after it. Needs ``PREPARE_SQL``."""
 
 
 def relations_from(rows: Iterable[Sequence[bytes | None]]) -> Relations:

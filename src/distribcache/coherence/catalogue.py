@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import psycopg
+from psycopg.pq.abc import PGresult
 
 from distribcache.catalog.generation import (
-    FINGERPRINT_SQL,
-    QUICK_SQL,
+    PREPARE_SQL,
     READ_ALL_SQL,
     CatalogueView,
     relations_from,
@@ -29,6 +29,8 @@ __all__ = ["LOCK_MS", "STATEMENT_MS", "Catalogue"]
 
 LOCK_MS = 250
 STATEMENT_MS = 15_000
+_MANY = 2000
+"""Rows from which on they are taken apart in a thread: the event loop must not stall (R7)."""
 
 Rows = list[tuple[bytes | None, ...]]
 
@@ -39,6 +41,10 @@ class Catalogue:
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
         self._turn = asyncio.Lock()
+
+    async def prepare(self) -> None:
+        """Once, before the first look."""
+        await self._rows(PREPARE_SQL)
 
     async def ask(self, sql: str, params: Sequence[object] = ()) -> list[tuple[Any, ...]]:
         """Rows of one question with psycopg's ``%s`` parameters. Raises UpstreamError."""
@@ -54,7 +60,7 @@ class Catalogue:
 
     async def fingerprint(self) -> CatalogueView:
         """Snapshot and fingerprint, from one statement."""
-        return (await self._view(FINGERPRINT_SQL))[0]
+        return (await self._view("EXECUTE distribcache_look"))[0]
 
     async def read_all(self) -> tuple[CatalogueView, int]:
         """The same with the map of relations from the same snapshot; then the insert position, asked after it."""
@@ -64,7 +70,7 @@ class Catalogue:
 
     async def quick(self) -> tuple[int, ...]:
         """The fingerprint of roles and settings alone."""
-        results = await self._rows(QUICK_SQL)
+        results = await self._rows("EXECUTE distribcache_quick")
         return _numbers(results[0][0][0])
 
     async def one(self, sql: str) -> tuple[bytes | None, ...]:
@@ -79,7 +85,8 @@ class Catalogue:
         relations = None
         if sql is READ_ALL_SQL:
             # A database may have no relation at all: then its result is missing here, and the map is empty.
-            relations = relations_from(results[1] if len(results) > 2 else [])
+            rows = results[1] if len(results) > 2 else []
+            relations = relations_from(rows) if len(rows) < _MANY else await asyncio.to_thread(relations_from, rows)
         return CatalogueView(Snapshot.parse(snapshot or b""), hashes + roles, roles, relations), results
 
     async def _rows(self, sql: str) -> list[Rows]:
@@ -91,10 +98,15 @@ class Catalogue:
             while more:
                 result = cursor.pgresult
                 if result is not None:
-                    columns = range(result.nfields)
-                    results.append([tuple(result.get_value(row, c) for c in columns) for row in range(result.ntuples)])
+                    small = result.ntuples < _MANY
+                    results.append(_values(result) if small else await asyncio.to_thread(_values, result))
                 more = cursor.nextset()
             return results
+
+
+def _values(result: PGresult) -> list[tuple[bytes | None, ...]]:
+    columns = range(result.nfields)
+    return [tuple(result.get_value(row, column) for column in columns) for row in range(result.ntuples)]
 
 
 def _numbers(array: bytes | None) -> tuple[int, ...]:

@@ -26,6 +26,7 @@ FLUSH_PREFIX = b"distribcache.flush"
 DDL_PREFIX = b"distribcache.ddl"
 
 _LONGEST_NAME = 6 + 2 * (2 * 63 + 2) + 1 + 2  # "table ", two quoted names of doubled quotes, the dot, ": "
+_ROW_BYTE = ord("t")
 _ROW = (b" INSERT:", b" UPDATE:", b" DELETE:")
 
 
@@ -45,7 +46,7 @@ class Commit:
 
 
 class Decoder:
-    """Collects one transaction at a time. ``feed`` takes the payload of one stream message."""
+    """Collects one transaction at a time. ``feed`` takes the text of one message, unless ``again`` was enough."""
 
     __slots__ = ("_ddl", "_flush", "_messages", "_names", "_rows", "_xid")
 
@@ -57,20 +58,25 @@ class Decoder:
         self._flush = 0
         self._ddl = False
 
+    def again(self, data: memoryview, at: int) -> bool:
+        """Rule 2: is the text that starts at ``at`` one more row of a relation that this transaction has met?"""
+        if len(data) <= at or data[at] != _ROW_BYTE:
+            return False
+        head = bytes(data[at + 6 : at + _LONGEST_NAME])
+        if head[: head.find(b": ")] in self._names:
+            self._rows += 1
+            return True
+        return False
+
     def feed(self, data: bytes | memoryview, lsn: int) -> Commit | None:
         """One message and the position it was sent with; returns the transaction when this was its COMMIT.
 
         Raises ProtocolError when the text is not what ``test_decoding`` prints.
         """
-        first = data[0] if len(data) else 0
-        if first == 0x74:  # t: table …
-            head = bytes(data[6:_LONGEST_NAME])
-            if head[: head.find(b": ")] in self._names:
-                self._rows += 1
-                return None
-            self._table(bytes(data))
-            return None
         text = bytes(data)
+        if text.startswith(b"table "):
+            self._table(text)
+            return None
         if text.startswith(b"BEGIN "):
             self._begin(text)
             return None
@@ -95,10 +101,11 @@ class Decoder:
             raise _strange("COMMIT of another transaction")
         self._xid = -1
         empty = not self._rows and not (self._flush == 1 and self._messages == 1)
-        return Commit(xid, lsn, frozenset(self._names), empty, self._ddl, self._rows)
+        names, self._names = frozenset(self._names), set()
+        return Commit(xid, lsn, names, empty, self._ddl, self._rows)
 
     def _table(self, text: bytes) -> None:
-        if self._xid == -1 or not text.startswith(b"table "):
+        if self._xid == -1:
             raise _strange("a row outside a transaction")
         self._names.update(names_of(text[6:]))
         self._rows += 1

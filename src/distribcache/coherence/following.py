@@ -87,9 +87,10 @@ class Following:
     async def start(self) -> None:
         """Begin to stream. Raises NotServing or psycopg.Error."""
         link = self.link
-        await self.probe.start()
-        self.coverage.begin(link.start, link.segment)
         self.up = True
+        await self.probe.start()
+        await link.catalogue.prepare()
+        self.coverage.begin(link.start, link.segment)
         try:
             await self.reader.start(link.slot, link.start)
         except UpstreamError as error:

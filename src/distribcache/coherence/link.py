@@ -111,12 +111,10 @@ class Link:
 
     async def close(self) -> None:
         """Close everything; returns when the server's processes have ended."""
-        stubborn = []
-        for connection in reversed(self._open):
-            pid = connection.pgconn.backend_pid if not connection.closed else 0
-            if not await close(connection):
-                stubborn.append(pid)
-        self._open.clear()
+        connections, self._open = self._open, []
+        pids = [0 if connection.closed else connection.pgconn.backend_pid for connection in connections]
+        gone = await asyncio.gather(*map(close, connections))
+        stubborn = [pid for pid, ended in zip(pids, gone, strict=True) if not ended]
         if stubborn:
             await self._terminate(stubborn)
 

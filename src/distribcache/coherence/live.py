@@ -64,6 +64,7 @@ class DatabaseCoherence:
         self._following: Following | None = None
         self._lost: asyncio.Future[NotServing] | None = None
         self._task: asyncio.Task[None] | None = None
+        self._closing: asyncio.Task[None] | None = None
 
     # -- what the proxy asks
 
@@ -199,6 +200,9 @@ class DatabaseCoherence:
         if task is not None:
             task.cancel()
             await asyncio.wait({task})
+            # Cancelled while it was closing already: that goes on by itself.
+            if self._closing is not None:
+                await asyncio.wait({self._closing})
         self._end(NotServing("stopped"))
 
     async def _run(self) -> None:
@@ -231,11 +235,12 @@ class DatabaseCoherence:
             following = self._following = Following(link, self.coverage, self.options, self._lose)
             await following.start()
             self._state = None
+            self._log(f"{self.name}: following the change stream from {format_lsn(link.start)}")
             return await self._lost
         finally:
             self._following = None
-            closing = following.close() if following is not None else link.close()
-            await asyncio.shield(asyncio.ensure_future(closing))
+            self._closing = asyncio.ensure_future(following.close() if following is not None else link.close())
+            await asyncio.shield(self._closing)
 
     def _say(self, state: NotServing) -> None:
         old, self._state = self._state, state

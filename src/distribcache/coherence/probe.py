@@ -113,7 +113,7 @@ class Probe:
                     self._complete(results[0])
                 else:
                     return
-        except (psycopg.Error, ValueError) as error:
+        except Exception as error:  # noqa: BLE001 - a probe that is not understood proves nothing: a new epoch
             self._lose(error)
 
     def _complete(self, result: pq.abc.PGresult) -> None:

@@ -35,7 +35,6 @@ __all__ = ["FEEDBACK_NS", "SLICE_NS", "Reader"]
 SLICE_NS = 3_000_000
 FEEDBACK_NS = 5_000_000_000
 _POSTGRES_EPOCH = 946_684_800
-_HEADER = struct.Struct(">cQQQ")
 _KEEPALIVE = struct.Struct(">cQQ?")
 _STATUS = struct.Struct(">cQQQQ?")
 _XLOG_DATA, _KEEPALIVE_BYTE = ord("w"), ord("k")
@@ -141,12 +140,12 @@ class Reader:
             return
         try:
             more = self._slice(now_ns() + SLICE_NS)
-        except (psycopg.Error, ProtocolError) as error:
+            if self._fd < 0:
+                return
+            self._on_slice()
+        except Exception as error:  # noqa: BLE001 - whatever it is, something may have been skipped: a new epoch
             self._lose(error)
             return
-        if self._fd < 0:
-            return
-        self._on_slice()
         if self._asked:
             self.feedback()
         if more and self._fd >= 0:
@@ -155,7 +154,8 @@ class Reader:
 
     def _slice(self, until: int) -> bool:
         """Apply messages until there are none (False) or the time is up (True)."""
-        get, feed, clock = self._pgconn.get_copy_data, self._decoder.feed, now_ns
+        get, clock = self._pgconn.get_copy_data, now_ns
+        again, feed = self._decoder.again, self._decoder.feed
         dry = False
         count = 0
         while True:
@@ -164,7 +164,7 @@ class Reader:
                 dry = False
                 kind = data[0]
                 if kind == _XLOG_DATA:
-                    commit = feed(data[25:], int.from_bytes(data[1:9], "big"))
+                    commit = None if again(data, 25) else feed(data[25:], int.from_bytes(data[1:9], "big"))
                     if commit is not None:
                         self.rows += commit.rows
                         self.received = max(self.received, commit.lsn)
