@@ -10,6 +10,7 @@ import pytest
 from fix_postgres import Database, MakePostgres, create_database, drop_database
 from followed import connect, eventually, following
 
+from distribcache.cli.postgres import Postgres
 from distribcache.clock import now_ns
 from distribcache.coherence import coverage as coverage_module
 from distribcache.coherence.coverage import Coverage
@@ -225,6 +226,24 @@ async def test_no_strict_hit_after_ddl_elsewhere(database: Database, ddl: str) -
         await asyncio.to_thread(database.execute, ddl)
         assert not await followed.strictly(held)
         await followed.serving()
+
+
+async def test_a_membership_revoked_from_another_database_ends_hits(database: Database, postgres: Postgres) -> None:
+    """It leaves no trace in this database's stream: the quick poll sees it, also with the full poll far away."""
+    role = f"member_{database.name}"
+    elsewhere = await connect(postgres.conninfo())
+    await elsewhere.execute(f"CREATE ROLE {role}; GRANT pg_read_all_data TO {role}".encode())
+    await asyncio.to_thread(database.execute, "CREATE TABLE t (v int)", "INSERT INTO t VALUES (1)")
+    async with following(database.server.conninfo(), database.name, schema_poll_s=3600) as followed:
+        await eventually(lambda: followed.coherence.coverage.settle_at == 0)
+        held = await followed.filled("SELECT v FROM t", "t")
+        assert await followed.strictly(held)
+        await elsewhere.execute(f"REVOKE pg_read_all_data FROM {role}".encode())
+        await eventually(lambda: (followed.coherence.note_traffic(), not followed.valid(held))[1])
+        assert followed.coherence.counters.last_alarm == "changed_poll"
+        await followed.serving()
+    await elsewhere.execute(f"DROP ROLE {role}".encode())
+    await elsewhere.close()
 
 
 async def test_noise_does_not_drop_the_cache(database: Database) -> None:

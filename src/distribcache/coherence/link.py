@@ -31,6 +31,7 @@ from distribcache.coherence.reasons import REASONS, NotServing, from_connect_err
 __all__ = ["Link", "ServerIdentity", "counts_as_synchronous"]
 
 _FREE = 2
+_TERMINATE_TRIES = 40
 _IDENTITY = (
     "SELECT (SELECT system_identifier FROM pg_control_system())::text, "
     "extract(epoch FROM pg_postmaster_start_time())::text, pg_is_in_recovery()"
@@ -233,7 +234,11 @@ class Link:
             return
         try:
             await connection.execute("SELECT pg_terminate_backend(p) FROM unnest(%s::int[]) AS p WHERE p <> 0", [pids])
-            await connection.execute("SELECT pg_sleep(0.1)")
+            for _ in range(_TERMINATE_TRIES):
+                left = await connection.execute("SELECT FROM pg_stat_activity WHERE pid = ANY(%s::int[])", [pids])
+                if not left.rowcount:
+                    return
+                await connection.execute("SELECT pg_sleep(0.05)")
         except psycopg.Error:
             pass
         finally:
