@@ -185,6 +185,13 @@ ERRORS: dict[str, tuple[list[Step], int]] = {
     "the unnamed statement in a transaction of ours": (
         [BEGIN, step(*UNNAMED), step(B(b"", b"", [1], [b"\0\0\0\x2a"]), E(b""), S), step(DS(), S), COMMIT], 1,
     ),
+    "a new unnamed Parse is skipped": (
+        [
+            step(*UNNAMED), step(E(b"nobody"), P(b"", b"SELECT 2"), S), REBIND, step(Q(ALL)),
+            step(E(b"nobody"), *UNNAMED), REBIND,
+        ], 2,
+    ),
+    "a new unnamed Parse fails after a hit": ([step(*UNNAMED), REBIND, step(P(b"", b"SELEC"), S), REBIND], 1),
     "a new unnamed Parse fails": ([step(*UNNAMED), step(P(b"", b"SELEC"), S), step(DS(), S)], 1),
     "DEALLOCATE": (
         [step(Q(b"DEALLOCATE s1")), step(*NAMED), step(Q(b"DEALLOCATE s1")), *PREPARE[:1], step(*NAMED)], 1,
@@ -199,6 +206,14 @@ ERRORS: dict[str, tuple[list[Step], int]] = {
     "only Flush": ([step(H, *NAMED)], 1),
     "a write in the middle of a group": (
         [step(*NAMED[:-1], P(b"", b"INSERT INTO note DEFAULT VALUES"), B(b"", b""), E(b""), *NAMED[:-1], S)], 1,
+    ),
+    "an isolation level behind a read": (
+        [step(*NAMED[:-1], P(b"", b"BEGIN ISOLATION LEVEL SERIALIZABLE"), B(b"", b""), E(b""), S), step(*NAMED)], 1,
+    ),
+    "LOCK TABLE behind a read": ([step(*NAMED[:-1], P(b"", b"LOCK note"), B(b"", b""), E(b""), S), step(*NAMED)], 1),
+    "VACUUM behind a read": ([step(*NAMED[:-1], P(b"", b"VACUUM note"), B(b"", b""), E(b""), S)], 0),
+    "a parameter too many for COMMIT": (
+        [BEGIN, step(P(b"", b"COMMIT"), B(b"", b"", [], [b"7"]), E(b""), S), step(*NAMED), ROLLBACK], 0,
     ),
     "COMMIT outside a transaction": ([COMMIT, ROLLBACK, step(*NAMED)], 1),
     "SAVEPOINT outside a transaction": ([step(Q(b"SAVEPOINT a")), step(*NAMED)], 1),

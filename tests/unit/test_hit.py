@@ -9,7 +9,7 @@ import pytest
 from distribcache.clock import CoarseClock, now_ns
 from distribcache.coherence.ledger import EPOCH, FLOORS, FRESH_AT, SCHEMA, W
 from distribcache.entry import TOUCHED, Entry, make_entry
-from distribcache.proxy.hit import Hot, serve, valid
+from distribcache.proxy.hit import AS_UPSTREAM, FINISHED, GONE, Hot, serve, valid
 from distribcache.wire.messages import FLUSH, SYNC, bind, close, describe, execute, parse, query
 
 SLOT, OTHER = 200, 201
@@ -195,16 +195,16 @@ def test_what_the_client_believes_of_the_unnamed_statement_and_portal() -> None:
     world = World()
     hot = world.hot
     world.ask(NAMED + SYNC)
-    assert (hot.kept, hot.finished) == (None, False)
+    assert (hot.kept, hot.portal) == (None, AS_UPSTREAM)
     world.ask(UNNAMED + SYNC)
     assert hot.kept is not None
     assert hot.kept.startswith(parse(b"", b"SELECT 1 FROM t"))
     hot.in_txn = True
     world.ask(NAMED + SYNC)
     assert hot.kept, "a named statement leaves it alone"
-    assert hot.finished, "in a transaction the portal outlives Sync"
+    assert hot.portal == FINISHED, "in a transaction the portal outlives Sync"
     world.ask(Q)
-    assert (hot.kept, hot.finished) == (b"", False), "a Query destroys both"
+    assert (hot.kept, hot.portal) == (b"", GONE), "a Query destroys both"
 
 
 def test_a_client_that_does_not_read_stops_the_hits() -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from distribcache.proxy.forward import make_plan, send
-from distribcache.proxy.group import Message, Run, cut, described_later
-from distribcache.proxy.local import State, answer_loose, answer_run, apply
+from distribcache.proxy.group import Loose, Message, Run, cut, described_later
+from distribcache.proxy.hit import AS_UPSTREAM
+from distribcache.proxy.local import State, answer_loose, answer_run, apply, statement_of
 from distribcache.proxy.lookup import WAIT
+from distribcache.sql.cacheability import Kind
 from distribcache.wire.messages import (
     Front,
 )  # fmt: skip
@@ -16,6 +18,26 @@ if TYPE_CHECKING:
     from distribcache.proxy.session import Session
 
 __all__ = ["group"]
+
+_PLAIN = frozenset({Kind.READ, Kind.LOCKING_READ, Kind.WRITE, Kind.SHOW, Kind.EMPTY, Kind.COPY})
+
+
+def _plain(s: Session, going: list[Run | Loose], state: State) -> bool:
+    """Do these mean the same whether or not reads came before them in their implicit transaction?
+
+    A LOCK TABLE may only come second in it, a VACUUM or an isolation level only first.
+    """
+    texts: dict[bytes, bytes] = {}
+    for message in (each for item in going for each in item.messages):
+        if message.kind == Front.PARSE:
+            texts[message.name] = message.sql
+        elif message.kind == Front.BIND:
+            statement = statement_of(s, state, message.name)
+            sql = texts.get(message.name, b"" if statement is None else statement.sql)
+            parsed = s.parsed(sql)
+            if parsed.error or not all(each.kind in _PLAIN for each in parsed.statements):
+                return False
+    return True
 
 
 def group(s: Session, data: bytes, messages: list[Message], ended: int) -> bool:
@@ -31,7 +53,8 @@ def group(s: Session, data: bytes, messages: list[Message], ended: int) -> bool:
             s.wires.to_client(s.hot.ready)
         return True
     items = cut(messages)
-    state = State(s.txn.deferred, {}, {}, s.hot.kept, s.hot.finished)
+    state = State(s.txn.deferred, {}, {}, s.hot.kept, s.hot.portal)
+    start = state.copy()
     first, at_first = 0, state
     if not s.open:
         begun: tuple[int, State] | None = None
@@ -47,6 +70,8 @@ def group(s: Session, data: bytes, messages: list[Message], ended: int) -> bool:
                 return False
             if not local:
                 first, at_first = (at, before) if begun is None else begun
+                if first and not s.hot.in_txn and not _plain(s, items[first:], at_first):
+                    first, at_first = 0, start
                 break
             if state.deferred is not before.deferred:
                 begun = (begun or (at, before)) if state.deferred else None
@@ -55,7 +80,7 @@ def group(s: Session, data: bytes, messages: list[Message], ended: int) -> bool:
             if ended == Front.SYNC:
                 state.out.append(s.hot.ready)
                 if not s.hot.in_txn:
-                    s.hot.finished = False
+                    s.hot.portal = AS_UPSTREAM
                     s.portals.clear()
             if state.out:
                 s.wires.to_client(b"".join(state.out))

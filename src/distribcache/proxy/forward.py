@@ -11,6 +11,7 @@ from distribcache.errors import ProtocolError
 from distribcache.proxy.effects import CONTROL, UNKNOWN, Effects, effects
 from distribcache.proxy.fill import Fill
 from distribcache.proxy.group import Loose, Message, Run, parse_message
+from distribcache.proxy.hit import AS_UPSTREAM
 from distribcache.proxy.local import State, key_of, statement_of
 from distribcache.proxy.lookup import WAIT, Wait, consider, is_ping, start_fill
 from distribcache.proxy.node import Outcome
@@ -40,6 +41,8 @@ class Plan:
     """What is known of the items that go upstream."""
 
     effects: list[tuple[Effects, Kind | None, bool]] = field(default_factory=list)
+    before: list[int] = field(default_factory=list)
+    """For each item, how many of the effects are of items before it."""
     begin: str | None = None
     fills: dict[int, Fill] = field(default_factory=dict)
     outcome: Outcome | None = None
@@ -54,6 +57,7 @@ def make_plan(
     portals: set[bytes] = set()
     scope = 0 if s.scope is None else s.scope.ident
     for at, item in enumerate(going):
+        plan.before.append(len(plan.effects))
         for message in item.messages:
             if message.kind == Front.PARSE:
                 parses[message.name] = Prepared(message.sql, message.oids, scope)
@@ -134,18 +138,9 @@ def _judge(
 
 
 def send(s: Session, data: bytes, going: list[Run | Loose], plan: Plan, ended: int) -> None:
-    prefix = b""
-    kept = s.hot.kept
-    if kept is not None:
-        for message in (each for item in going for each in item.messages):
-            if message.kind == Front.PARSE and not message.name:
-                break
-            if not message.name and (message.kind == Front.BIND or message.target == b"S"):
-                prefix = resend(s, kept)
-                break
-        if prefix or any(m.kind == Front.PARSE and not m.name for item in going for m in item.messages):
-            s.hot.kept = None
-    lone = len(plan.effects) == 1 and not s.txn.ddl and not s.txn.poll
+    parts: list[bytes] = []
+    start = going[0].start if going else len(data) - 5
+    calm = not s.txn.ddl and not s.txn.poll
     for effect, kind, chain in plan.effects:
         s.apply(effect, kind, chain=chain)
     s.begin = plan.begin if plan.begin is not None else s.begin
@@ -157,21 +152,52 @@ def send(s: Session, data: bytes, going: list[Run | Loose], plan: Plan, ended: i
         fill = plan.fills.get(at)
         if fill is not None:
             s.fills.append(fill)
+        first = calm and not any(effect.ddl or effect.poll for effect, _, _ in plan.effects[: plan.before[at]])
         for message in item.messages:
+            before = _mend(s, message)
+            if before:
+                parts += (data[start : message.start], before)
+                start = message.start
             s.replies.expect(
-                Op(message.kind or data[message.start], fill=fill, done=_registrar(s, message, scope, schema, lone))
+                Op(message.kind or data[message.start], fill=fill, done=_registrar(s, message, scope, schema, first))
             )
     if ended == Front.SYNC:
         s.replies.expect(Op(Front.SYNC))
     s.sent(awaiting=ended == Front.SYNC)
-    start = going[0].start if going else len(data) - 5
-    s.wires.to_upstream(prefix + data[start:] if prefix else data[start:])
+    s.wires.to_upstream(b"".join((*parts, data[start:])))
+
+
+def _mend(s: Session, message: Message) -> bytes:
+    """What has to go before ``message``, so that upstream's unnamed statement and portal are what the client thinks."""
+    hot = s.hot
+    kind, unnamed = message.kind, not message.name
+    out = b""
+    if hot.kept is not None and unnamed and (kind in (Front.PARSE, Front.BIND) or message.target == b"S"):
+        if kind == Front.BIND or kind == Front.DESCRIBE:
+            out = resend(s, hot.kept)
+        hot.kept, s.unsettled = None, hot.kept
+    if hot.portal and kind == Front.BIND and not message.portal:
+        hot.portal, s.unsettled_portal = AS_UPSTREAM, hot.portal
+    elif hot.portal and unnamed and (kind == Front.EXECUTE or message.target == b"P"):
+        hot.portal, s.unsettled_portal = AS_UPSTREAM, hot.portal
+
+        def closed(reply: int, _: bytes) -> None:
+            s.unsettled_portal = AS_UPSTREAM
+
+        s.replies.expect(Op(Front.CLOSE, ours=True, done=closed))
+        out += close(b"P", b"")
+    return out
 
 
 def resend(s: Session, kept: bytes) -> bytes:
     """Bytes that make upstream's unnamed statement what the client believes it to be; the reply is not the client's."""
     if not kept:
-        s.replies.expect(Op(Front.CLOSE, ours=True))
+
+        def closed(reply: int, _: bytes) -> None:
+            s.unsettled = None
+            s.statements.pop(b"", None)
+
+        s.replies.expect(Op(Front.CLOSE, ours=True, done=closed))
         return close(b"S", b"")
     end = 1 + int.from_bytes(kept[1:5], "big")
     scope = 0 if s.scope is None else s.scope.ident
@@ -182,21 +208,24 @@ def resend(s: Session, kept: bytes) -> bytes:
 
 
 def _registrar(
-    s: Session, message: Message, scope: int, schema: int, lone: bool
+    s: Session, message: Message, scope: int, schema: int, first: bool
 ) -> Callable[[int, bytes], None] | None:
     """What becomes known when upstream has accepted a message.
 
-    ``lone``: the only statement that could have changed a catalogue is this message's. When its Parse or Bind failed,
-    it was never run, so it is no alarm: else every mistyped statement would stop the hits of a whole database.
+    ``first``: nothing before this message could have changed a catalogue. When its Parse or Bind has failed, neither it
+    nor what follows was run, so there is no alarm: else any mistyped statement would stop the hits of a whole database.
     """
     kind, name = message.kind, message.name
     if kind == Front.PARSE:
 
         def parsed(reply: int, _: bytes) -> None:
+            if not name:  # whether it succeeded or not, the one before is gone
+                s.unsettled = None
+                s.statements.pop(b"", None)
             if reply == 0x31:  # ParseComplete
                 s.statements[name] = Prepared(message.sql, message.oids, scope, proved=schema)
                 s.hot.names.pop(name, None)
-            elif lone and reply == Back.ERROR:
+            elif first and reply == Back.ERROR:
                 s.txn.ddl = s.txn.poll = False
 
         return parsed
@@ -205,11 +234,12 @@ def _registrar(
         def bound(reply: int, _: bytes) -> None:
             statement = s.statements.get(name)
             if reply == 0x32:  # BindComplete
-                s.hot.finished = s.hot.finished and bool(message.portal)
+                if not message.portal:
+                    s.hot.portal = s.unsettled_portal = AS_UPSTREAM
                 if statement is not None:
                     statement.proved = schema  # not the greatest: before the stream has begun the slot says "never"
                     s.portals[message.portal] = statement
-            elif lone and reply == Back.ERROR:
+            elif first and reply == Back.ERROR:
                 s.txn.ddl = s.txn.poll = False
 
         return bound
@@ -217,6 +247,8 @@ def _registrar(
 
         def closed(reply: int, _: bytes) -> None:
             if reply == 0x33:  # CloseComplete
+                if not name:
+                    s.unsettled = None
                 s.statements.pop(name, None)
                 s.hot.names.pop(name, None)
 

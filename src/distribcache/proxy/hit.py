@@ -23,13 +23,16 @@ from distribcache.clock import CoarseClock, now_ns
 from distribcache.coherence.ledger import EPOCH, FLOORS, FRESH_AT, SCHEMA, W
 from distribcache.entry import Entry
 
-__all__ = ["Hot", "serve", "valid"]
+__all__ = ["AS_UPSTREAM", "FINISHED", "GONE", "Hot", "serve", "valid"]
 
 _length = Struct("!I").unpack_from
 _QUERY, _PARSE, _BIND, _DESCRIBE, _EXECUTE, _SYNC = b"QPBDES"
 _NO_LIMIT = b"\0\0\0\0"
 _BATCH = 65536
 """Replies of one batch are joined into one write up to this many bytes; beyond it back-pressure must be asked first."""
+
+AS_UPSTREAM, FINISHED, GONE = 0, 1, 2
+"""The unnamed portal: what upstream has; run to its end here; destroyed by a Query that was answered here."""
 
 Key = tuple[int, bytes]
 
@@ -43,7 +46,6 @@ class Hot:
         "entries",
         "epoch",
         "eventual",
-        "finished",
         "hits",
         "ident",
         "in_txn",
@@ -54,6 +56,7 @@ class Hot:
         "notified",
         "oldest_ns",
         "paused",
+        "portal",
         "ready",
         "saved_ns",
         "schema",
@@ -91,8 +94,8 @@ class Hot:
         """The unnamed statement, where the client and upstream differ about it: bytes that start with a Parse which was
         answered here, or empty when a Query answered here has destroyed it. None: upstream has what the client
         thinks."""
-        self.finished: bool = False
-        """The unnamed portal was run to its end here, in a transaction that is still open."""
+        self.portal: int = AS_UPSTREAM
+        """The unnamed portal, where the client and upstream differ about it in a transaction that is still open."""
         self.hits: int = 0
         self.saved_ns: int = 0
         self.last: Entry | None = None
@@ -174,9 +177,9 @@ def serve(data: bytes, pos: int, hot: Hot) -> int:
         hot.last = entry
         if data[pos] == _QUERY:
             hot.kept = b""
-            hot.finished = False
+            hot.portal = GONE
         else:
-            hot.finished = hot.in_txn
+            hot.portal = FINISHED if hot.in_txn else AS_UPSTREAM
             if data[pos] == _PARSE:
                 hot.kept = key[1]
         pos = end

@@ -15,6 +15,7 @@ from distribcache.errors import ProtocolError
 from distribcache.proxy.answer import Table, describe_rows, rows
 from distribcache.proxy.effects import CONTROL
 from distribcache.proxy.group import Message, Run, parse_message
+from distribcache.proxy.hit import AS_UPSTREAM, FINISHED, GONE
 from distribcache.proxy.lookup import WAIT, Wait, consider, find, serve_entry
 from distribcache.proxy.prepared import Prepared
 from distribcache.proxy.shows import own_table
@@ -49,7 +50,7 @@ class State:
     statements: dict[bytes, Prepared | None]
     portals: dict[bytes, Prepared | None]
     kept: bytes | None
-    finished: bool
+    portal: int
     out: list[bytes] = field(default_factory=list)
     hits: list[tuple[tuple[int, bytes], Entry]] = field(default_factory=list)
 
@@ -59,7 +60,7 @@ class State:
             dict(self.statements),
             dict(self.portals),
             self.kept,
-            self.finished,
+            self.portal,
             list(self.out),
             list(self.hits),
         )
@@ -95,6 +96,15 @@ def _formats(data: bytes, bind: Message) -> tuple[int, ...]:
         return ()
 
 
+def _bare(data: bytes, message: Message) -> bool:
+    """Is this Bind one of a statement without parameters and columns? Otherwise the server has something to say."""
+    try:
+        bind = read_bind(memoryview(data)[message.start + 5 : message.end])
+    except ProtocolError:
+        return False
+    return not bind.params and not bind.param_formats and len(bind.result_formats) <= 1
+
+
 def answer_run(s: Session, data: bytes, run: Run, state: State, last: bool) -> bool | Wait:
     """Answer a run into ``state``; False when it has to go upstream."""
     parse = run.parse
@@ -111,6 +121,8 @@ def answer_run(s: Session, data: bytes, run: Run, state: State, last: bool) -> b
         described = describe_rows(table[0], _formats(data, run.bind)) if run.describe else b""
         state.out.append(head + described + rows(table))
     elif one is not None and one.kind in CONTROL:
+        if not _bare(data, run.bind):
+            return False
         allowed = one.kind is not Kind.BEGIN or may_begin(s)
         if allowed is None:
             return WAIT
@@ -130,7 +142,7 @@ def answer_run(s: Session, data: bytes, run: Run, state: State, last: bool) -> b
         state.kept = None if table is not None else data[parse.start : parse.end]
         state.statements[b""] = Prepared(sql, parse.oids, scope, own=table is not None)
     state.portals[b""] = None
-    state.finished = one is None or one.kind not in CONTROL
+    state.portal = GONE if one is not None and one.kind in CONTROL else FINISHED
     return True
 
 
@@ -190,7 +202,7 @@ def answer_loose(s: Session, message: Message, state: State) -> bool | Wait:
             return False
         if kind == Front.BIND:
             state.portals[message.portal] = statement
-            state.finished = state.finished and bool(message.portal)
+            state.portal = state.portal if message.portal else AS_UPSTREAM
             state.out.append(BIND_COMPLETE)
         elif kind == Front.DESCRIBE:
             table = _own(s, statement.sql)
@@ -201,7 +213,7 @@ def answer_loose(s: Session, message: Message, state: State) -> bool | Wait:
         return True
     portal = state.portals[name] if name in state.portals else s.portals.get(name)
     if portal is None or not portal.own:
-        if kind == Front.EXECUTE and not name and state.finished:
+        if kind == Front.EXECUTE and not name and state.portal == FINISHED:
             state.out.append(_FINISHED)
             return True
         return False
@@ -224,7 +236,7 @@ def apply(s: Session, state: State) -> None:
     """Make what was answered here true."""
     s.txn.deferred = state.deferred
     s.hot.kept = state.kept
-    s.hot.finished = state.finished
+    s.hot.portal = state.portal
     for mine, changes in ((s.statements, state.statements), (s.portals, state.portals)):
         for name, prepared in changes.items():
             if prepared is None:

@@ -20,7 +20,7 @@ from distribcache.entry import make_entry
 from distribcache.proxy.answer import READY
 from distribcache.proxy.effects import UNKNOWN, Effects
 from distribcache.proxy.fill import Fill
-from distribcache.proxy.hit import Hot
+from distribcache.proxy.hit import AS_UPSTREAM, GONE, Hot
 from distribcache.proxy.node import Database, Node, Outcome
 from distribcache.proxy.prepared import Prepared
 from distribcache.proxy.replies import Replies
@@ -46,6 +46,10 @@ class Standing:
         self.scope: Scope | None = None
         self.statements: dict[bytes, Prepared] = {}
         self.portals: dict[bytes, Prepared] = {}
+        self.unsettled: bytes | None = None
+        """What ``hot.kept`` was before messages that replace it went upstream, until they are known to be there."""
+        self.unsettled_portal = AS_UPSTREAM
+        """The same of ``hot.portal``."""
         self.strict = False
         self.outcome = Outcome()
         self.touched: dict[str, None] = {}
@@ -116,7 +120,10 @@ class Standing:
     def forget_unnamed(self, *, answered_here: bool = False) -> None:
         """A simple Query destroys the unnamed statement and portal, also where upstream does not hear of it."""
         self.hot.kept = b"" if answered_here else None
-        self.hot.finished = False
+        if answered_here or self.hot.portal:  # also when upstream fails before it replaces its own
+            self.hot.portal = GONE
+        self.unsettled = None
+        self.unsettled_portal = AS_UPSTREAM
         self.statements.pop(b"", None)
 
     def refresh(self) -> None:
@@ -192,7 +199,13 @@ class Standing:
             self.portals.clear()
         elif not self.hot.in_txn:
             txn.bypass = txn.bypass or ("transaction_unknown" if self.begin is None else self.begin)
-        self.hot.finished = self.hot.finished and status == b"T"
+        if status == b"I":
+            self.hot.portal = AS_UPSTREAM
+        if self.unsettled is not None:  # an error came before it
+            self.hot.kept, self.unsettled = self.unsettled, None
+        if self.unsettled_portal and status != b"I":
+            self.hot.portal = self.unsettled_portal
+        self.unsettled_portal = AS_UPSTREAM
         self.begin = None
         self.ends_transaction = False
         for fill in self.fills:
