@@ -7,7 +7,6 @@ happen in every place, and the same reads come back often enough to be hits. A s
 from __future__ import annotations
 
 import random
-import re
 
 import pytest
 from fix_world import World
@@ -42,9 +41,9 @@ class Client:
     def __init__(self, seed: int) -> None:
         self.calm = seed % 2 == 1
         self.draw = random.Random(seed)
-        self.failed = False
-        """In a failed transaction PostgreSQL 18 itself crashes when a portal from before is executed; and a portal that
-        was answered here cannot be described."""
+        self.status = b"I"
+        """In a transaction a portal of an earlier unit may have been answered here; all that memory can say of it is that
+        it is finished. (In a failed one PostgreSQL 18 itself crashes when it is executed.)"""
 
     def text(self) -> tuple[bytes, int]:
         return self.draw.choice(READS) if self.draw.random() < 0.75 else (self.draw.choice(OTHERS), 0)
@@ -71,7 +70,7 @@ class Client:
             DS(draw.choice(NAMES)), DP(b"p"), CS(draw.choice(NAMES)), H, close(b"P", b""), close(b"P", b"p"),
             P(draw.choice(NAMES), self.text()[0]),
         ]  # fmt: skip
-        return [draw.choice(others if self.failed else portals + others)]
+        return [draw.choice(portals + others if self.status == b"I" else others)]
 
     def unit(self) -> Step:
         draw = self.draw
@@ -84,10 +83,10 @@ class Client:
         return step(*messages, S)
 
 
-def said(data: bytes) -> list[bytes]:
-    """The messages, but for the place in PostgreSQL's own source that raised an error: a Parse that is sent again in a
-    failed transaction gets the error of the Bind behind it, with the same words from another line."""
-    return [each[:1] + re.sub(rb"L\d+\0R\w+\0", b"", each[5:]) for each in split(data)]
+def said(data: bytes, failed: bool) -> list[bytes]:
+    """The messages. In a failed transaction only their types: a Parse that has to be sent again there is refused before
+    the Bind behind it can be found wrong, and the same words come from another line of PostgreSQL's source."""
+    return [each[:1] if failed else each for each in split(data)]
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -97,8 +96,11 @@ def test_random_client(world: World, seed: int) -> None:
         for at in range(60):
             unit = client.unit()
             (wanted,), (got,) = play(direct, [unit]), play(through, [unit])
-            assert said(got) == said(wanted), f"unit {at}: {unit.data!r}\n{kinds(got)}   instead of   {kinds(wanted)}"
-            client.failed = wanted.endswith(b"E")
+            failed = client.status == b"E"
+            assert said(got, failed) == said(wanted, failed), (
+                f"unit {at}: {unit.data!r}\n{kinds(got)}   instead of   {kinds(wanted)}"
+            )
+            client.status = wanted[-1:]
 
 
 def test_these_clients_get_hits(world: World) -> None:

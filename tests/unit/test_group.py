@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from distribcache.proxy.group import Loose, Message, Run, cut, described_later, parse_message
+from distribcache.proxy.group import Loose, Message, Run, cut, parse_message, used_later
 from distribcache.wire.messages import bind, close, describe, execute, message, parse
 
 P, B, DP, E = parse(b"", b"SELECT 1"), bind(b"", b""), describe(b"P", b""), execute(b"")
@@ -80,10 +80,15 @@ def test_a_run_spans_its_messages() -> None:
 
 
 @pytest.mark.parametrize(
-    ("messages", "described"),
+    ("messages", "used"),
     [
         ((BS, E, DP), True),
         ((BS, E, E, DP), True),
+        ((BS, E, E, E), False),  # answered here: it is finished
+        ((BS, E, DS, E), True),
+        ((BS, E, E, DS, E), True),
+        ((BS, E, bind(b"p", b"s1"), execute(b"p"), E), True),
+        ((BS, E, DS, B, close(b"P", b"p"), E), False),  # a new portal
         ((BS, E), False),
         ((BS, E, DS), False),
         ((BS, E, describe(b"P", b"p")), False),
@@ -91,8 +96,8 @@ def test_a_run_spans_its_messages() -> None:
         ((BS, DP, E), False),
     ],
 )
-def test_a_portal_that_is_described_after_its_end(messages: tuple[bytes, ...], described: bool) -> None:
-    assert described_later(cut(read(*messages)[1]), 0) is described
+def test_a_portal_that_is_used_after_its_end(messages: tuple[bytes, ...], used: bool) -> None:
+    assert used_later(cut(read(*messages)[1]), 0) is used
 
 
 def test_what_is_read_of_each_message() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from distribcache.proxy.forward import make_plan, send
-from distribcache.proxy.group import Loose, Message, Run, cut, described_later
+from distribcache.proxy.group import Loose, Message, Run, cut, used_later
 from distribcache.proxy.hit import AS_UPSTREAM
 from distribcache.proxy.local import State, answer_loose, answer_run, apply, statement_of
 from distribcache.proxy.lookup import WAIT
@@ -62,7 +62,7 @@ def group(s: Session, data: bytes, messages: list[Message], ended: int) -> bool:
             before = state.copy()
             last = ended == Front.SYNC and at == len(items) - 1
             local = (
-                not described_later(items, at) and answer_run(s, data, item, state, last)
+                not used_later(items, at) and answer_run(s, data, item, state, last)
                 if isinstance(item, Run)
                 else answer_loose(s, item.message, state)
             )

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from distribcache.errors import ProtocolError
 from distribcache.wire.messages import Front, read_close, read_describe, read_execute, read_parse, split_bind
 
-__all__ = ["Loose", "Message", "Run", "cut", "described_later", "parse_message"]
+__all__ = ["Loose", "Message", "Run", "cut", "parse_message", "used_later"]
 
 
 @dataclass(slots=True)
@@ -120,14 +120,22 @@ def cut(messages: list[Message]) -> list[Run | Loose]:
     return items
 
 
-def described_later(items: list[Run | Loose], at: int) -> bool:
-    """Is the portal of the run ``items[at]`` described behind its Execute? Memory cannot answer that."""
+def used_later(items: list[Run | Loose], at: int) -> bool:
+    """Does the client come back to the portal of the run ``items[at]`` in a way that memory cannot answer?
+
+    It can say that the portal is finished, right behind the run; it cannot describe it, nor run it once others went up.
+    """
+    behind = True
     for item in items[at + 1 :]:
         if isinstance(item, Run):
             return False
         message = item.message
-        if message.kind == Front.DESCRIBE and message.target == b"P" and not message.name:
+        if message.kind == Front.BIND and not message.portal:
+            return False
+        again = message.kind == Front.EXECUTE and not message.name
+        if (again and not behind) or (message.kind == Front.DESCRIBE and message.target == b"P" and not message.name):
             return True
+        behind = behind and again
     return False
 
 
