@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from distribcache.catalog.resolve import Ask, Resolution, resolve
 from distribcache.query import WorkloadType
 from distribcache.sql.cacheability import Kind, Names, Parsed, Refusal, Shape, Statement
+from distribcache.sql.fold import fold
 from distribcache.sql.parse import MAX_TEXT, read
 
 __all__ = ["FOREVER", "Analysis", "Analyst"]
@@ -126,9 +127,9 @@ class Analyst:
             known = self._remember(text)
         else:
             self._texts.move_to_end(text)
-            analysis = known.analyses.get(schemas)
-            if analysis is not None and analysis.analysis_lsn >= self._schema_lsn():
-                return analysis
+        analysis = known.analyses.get(schemas)
+        if analysis is not None and analysis.analysis_lsn >= self._schema_lsn():
+            return analysis
         resolutions: list[_Known] = []
         for statement in known.parsed.statements:
             found = self._recall_names(statement, schemas)
@@ -208,10 +209,16 @@ class Analyst:
     # -- texts --------------------------------------------------------------------------------------------------------
 
     def _remember(self, text: bytes) -> _Text:
-        known = _Text(read(text), _TEXT_COST + 4 * len(text))
         if len(text) > MAX_TEXT:
-            return known
-        self._texts[text] = known
+            return _Text(read(text), 0)
+        # Texts that differ in plain literals only are kept once, under the form that they share.
+        shared = fold(text) or text
+        kept = self._texts.get(shared)
+        if kept is not None:
+            self._texts.move_to_end(shared)
+            return kept
+        known = _Text(read(text), _TEXT_COST + 4 * len(text))
+        self._texts[shared] = known
         self._text_bytes += known.cost
         while self._text_bytes > self._text_cap and len(self._texts) > 1:
             _, oldest = self._texts.popitem(last=False)

@@ -1,0 +1,81 @@
+"""Texts that share a folded form have the same analysis, except for the limit in their shape."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from distribcache.sql.cacheability import Parsed
+from distribcache.sql.fold import fold
+from distribcache.sql.parse import read
+
+SHAPES = [
+    "SELECT a FROM t WHERE id = {}",
+    "SELECT a + {} FROM t WHERE b IN ({}, {}) ORDER BY 1 LIMIT {}",
+    'SELECT "t"."a 5" FROM "t" WHERE "t"."id" = {}',
+    "SELECT a FROM t5 WHERE t5.c3 = {} AND d = '{}'",
+    "SELECT a::int4, '{}'::date FROM t WHERE b = -{}",
+    "SELECT count(*) FILTER (WHERE a > {}) OVER (PARTITION BY b) FROM t",
+    "SELECT x[{}], y->{} FROM t",
+    "SELECT a FROM t WHERE at > '2024-01-{}'::timestamptz",
+    "WITH q AS (SELECT {} AS n) SELECT * FROM q, t WHERE t.id = q.n",
+    "SELECT f({}), g('{}') FROM t",
+    "UPDATE t SET a = {} WHERE id = {}",
+    "VALUES ({}), ({})",
+]
+
+
+def facts(text: str) -> Parsed:
+    """What is said of a text, without the limit."""
+    parsed = read(text.encode())
+    return Parsed(
+        tuple(dataclasses.replace(each, shape=each.shape._replace(limit=None)) for each in parsed.statements),
+        parsed.error,
+    )
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_what_shares_a_form_shares_its_facts(shape: str, data: st.DataObject) -> None:
+    numbers = st.integers(0, 10**25)
+    count = shape.count("{}")
+    one, other = (shape.format(*(data.draw(numbers) for _ in range(count))) for _ in range(2))
+    assert fold(one.encode()) == fold(other.encode()) is not None
+    assert facts(one) == facts(other)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "SET work_mem = 5",
+        "BEGIN",
+        "SELECT a FROM t WHERE id = $1",
+        "SELECT 5 -- 6",
+        "SELECT /* 5 */ 6",
+        "SELECT E'\\n5'",
+        "SELECT $$5$$",
+        "SAVEPOINT s5",
+    ],
+)
+def test_what_might_mean_something_else_is_left_alone(text: str) -> None:
+    assert fold(text.encode()) is None
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("SELECT 'now'::date", "SELECT 'abc'::date"),
+        ("SELECT a FROM t1", "SELECT a FROM t2"),
+        ("SELECT a FROM t WHERE b = 1", "SELECT a FROM t WHERE b = '1'"),
+        ("SELECT a FROM t WHERE b = 1", "SELECT a FROM t WHERE b = 1.5"),
+        ("SELECT 1::int4", "SELECT 1::int8"),
+        ('SELECT "a1" FROM t', 'SELECT "a2" FROM t'),
+        ("SELECT 'x 1' FROM t", "SELECT 'y 1' FROM t"),
+    ],
+)
+def test_what_differs_in_more_keeps_a_form_of_its_own(one: str, other: str) -> None:
+    assert fold(one.encode()) != fold(other.encode())
