@@ -42,8 +42,8 @@ class Client:
         self.calm = seed % 2 == 1
         self.draw = random.Random(seed)
         self.status = b"I"
-        """In a transaction a portal of an earlier unit may have been answered here; all that memory can say of it is that
-        it is finished. (In a failed one PostgreSQL 18 itself crashes when it is executed.)"""
+        """In a transaction a portal of an earlier unit may have been answered here; all that memory can say of it is
+        that it is finished. (In a failed one PostgreSQL 18 itself crashes when it is executed.)"""
 
     def text(self) -> tuple[bytes, int]:
         return self.draw.choice(READS) if self.draw.random() < 0.75 else (self.draw.choice(OTHERS), 0)
