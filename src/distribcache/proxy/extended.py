@@ -70,7 +70,8 @@ def group(s: Session, data: bytes, messages: list[Message], ended: int) -> bool:
                 return False
             if not local:
                 first, at_first = (at, before) if begun is None else begun
-                if first and not s.hot.in_txn and not _plain(s, items[first:], at_first):
+                one_snapshot = s.scope is not None and not s.scope.read_committed
+                if first and not s.hot.in_txn and (one_snapshot or not _plain(s, items[first:], at_first)):
                     first, at_first = 0, start
                 break
             if state.deferred is not before.deferred:

@@ -98,7 +98,7 @@ def _judge(
     if one is not None and kind in (*CONTROL, Kind.SET, Kind.RESET, Kind.SHOW):
         plan.effects.append((effects(sql, parsed, pure=False), kind, one.chain))
         if kind is Kind.BEGIN:
-            plan.begin = begin_meaning(s, one)
+            plan.begin = plan.begin or begin_meaning(s, one)
         return None
     considered = consider(s, sql, parsed)
     if considered is WAIT:
@@ -143,7 +143,7 @@ def send(s: Session, data: bytes, going: list[Run | Loose], plan: Plan, ended: i
     calm = not s.txn.ddl and not s.txn.poll
     for effect, kind, chain in plan.effects:
         s.apply(effect, kind, chain=chain)
-    s.begin = plan.begin if plan.begin is not None else s.begin
+    s.begin = (s.begin or plan.begin) if plan.begin is not None else s.begin
     if plan.outcome is not None:
         s.report(plan.outcome)
     schema = s.coherence.words[SCHEMA]

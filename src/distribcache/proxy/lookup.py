@@ -117,7 +117,7 @@ def start_fill(s: Session, key: Key, analysis: Analysis, *, alone: bool) -> Fill
     """
     scope = s.scope
     flights = s.node.flights
-    if scope is None:
+    if scope is None or (s.open and not scope.read_committed):  # its snapshot may be that of an earlier group
         return None
     if alone and key in flights and "flight" not in s.tried:
         seconds = s.node.settings.cache.single_flight_wait

@@ -143,6 +143,8 @@ def _forward(
     s.apply(effect, None if one is None else one.kind, chain=one is not None and one.chain)
     if one is not None and one.kind is Kind.BEGIN:
         s.begin = begin_meaning(s, one)
+    elif one is None and sql is not None and any(each.kind is Kind.BEGIN for each in s.parsed(sql).statements):
+        s.begin = "transaction_unknown"
     if outcome is not None:
         s.report(outcome)
     s.replies.expect(Op(Front.QUERY))

@@ -186,7 +186,7 @@ class Standing:
             self.refresh()
             return
         txn = self.txn
-        keep = not txn.impure and not txn.bypass and status != b"E" and not self._opaque
+        keep = not txn.impure and not txn.bypass and not self.begin and status != b"E" and not self._opaque
         if status == b"I" or self.ends_transaction:
             if txn.impure:
                 self.coherence.raise_floor(now_ns())
@@ -197,8 +197,10 @@ class Standing:
         if status == b"I":
             txn.ended()
             self.portals.clear()
+        elif self.begin is not None:  # maybe behind the end of another transaction
+            txn.bypass = txn.bypass or self.begin
         elif not self.hot.in_txn:
-            txn.bypass = txn.bypass or ("transaction_unknown" if self.begin is None else self.begin)
+            txn.bypass = txn.bypass or "transaction_unknown"
         if status == b"I":
             self.hot.portal = AS_UPSTREAM
         if self.unsettled is not None:  # an error came before it
