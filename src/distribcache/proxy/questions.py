@@ -7,6 +7,7 @@ client's unnamed statement, coherence trap 15), and its replies never reach the 
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import TYPE_CHECKING
 
 from distribcache.errors import ProtocolError
@@ -36,15 +37,21 @@ class Questions:
     def __init__(self, session: Session) -> None:
         self._session = session
 
-    async def scope(self) -> None:
-        """Ask for the session's scope and tell the session. A question that fails leaves a scope that refuses.
+    def scope(self, behind: bytes = b"") -> asyncio.Future[None]:
+        """Ask for the session's scope; the session knows it before the future is done.
 
-        Except one that was cancelled (the client's cancel or its timeout hit our question): it is asked again later.
+        ``behind`` is a message of the client's after which no transaction is open, whose reply is already expected: the
+        question is sent right behind it, so that its answer is there when the client comes back.
+        A question that fails leaves a scope that refuses, except one that was cancelled (the client's cancel or its
+        timeout hit our question): it is asked again later.
         """
         s = self._session
         rows: list[bytes] = []
-        answered: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         good = cancelled = False
+        extra = tuple(
+            sorted(name for name in s.touched if name.lower() not in _KEYED and not name.startswith("distribcache."))
+        )
 
         def executed(kind: int, message: bytes) -> None:
             nonlocal good, cancelled
@@ -52,13 +59,11 @@ class Questions:
             cancelled = kind == _ERROR and _CANCELLED in message
 
         def done(kind: int, message: bytes) -> None:
+            if not cancelled:
+                s.know_scope(self._read(rows, extra) if good else _refused("scope_query_failed"))
             if not answered.done():
-                answered.set_result(good)
+                answered.set_result(None)
 
-        extra = tuple(
-            sorted(name for name in s.touched if name.lower() not in _KEYED and not name.startswith("distribcache."))
-        )
-        text = scope_query(extra).encode()
         for op in (
             Op(Front.PARSE, ours=True),
             Op(Front.BIND, ours=True),
@@ -68,19 +73,19 @@ class Questions:
         ):
             s.replies.expect(op)
         s.awaiting = True
-        s.wires.to_upstream(parse(_NAME, text) + bind(_NAME, _NAME) + execute(_NAME) + close(b"S", _NAME) + SYNC)
-        if not await answered and cancelled:
-            return
-        if not good or len(rows) != 1:
-            s.know_scope(_refused("scope_query_failed"))
-            return
+        question = parse(_NAME, scope_query(extra).encode()) + bind(_NAME, _NAME) + execute(_NAME) + close(b"S", _NAME)
+        s.wires.to_upstream(behind + question + SYNC)
+        return answered
+
+    def _read(self, rows: list[bytes], extra: tuple[str, ...]) -> Scope:
         try:
-            scope = read_scope(list(read_data_row(memoryview(rows[0])[5:]).values), s.node.idents, extra)
-        except ProtocolError:
-            s.know_scope(_refused("scope_query_failed"))
-            return
+            values = read_data_row(memoryview(rows[0])[5:]).values if len(rows) == 1 else ()
+            settings = [None if each is None else str(each).encode() for each in json.loads(values[-1] or b"")]
+            scope = read_scope([*values[:-1], *settings], self._session.node.idents, extra)
+        except (ProtocolError, ValueError, TypeError, IndexError):
+            return _refused("scope_query_failed")
         reason = self._wrong_server(scope)
-        s.know_scope(_refused(reason) if reason else scope)
+        return _refused(reason) if reason else scope
 
     def _wrong_server(self, scope: Scope) -> str:
         """Coherence rule R9: is the client's server the one whose WAL is read? Empty when it is."""

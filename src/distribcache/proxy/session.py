@@ -269,8 +269,9 @@ class Session(Standing):
             name = data[5 : data.find(0, 5)]
             self.statements.pop(name, None)
             self.hot.names.pop(name, None)
+            self.parsing[name] = None
             self.hot.kept = kept if name else None
-        elif kind == Front.BIND and kept is not None:
+        elif kind in (Front.BIND, Front.FUNCTION_CALL) and kept is not None:
             self.hot.kept = None
             return forward.resend(self, kept)
         return b""
@@ -309,6 +310,11 @@ class Session(Standing):
             self._blocked = False
             self._waiting = None
             self.pump()
+
+    def will_ask(self) -> bool:
+        """Will the scope have to be asked for when the transaction that ends now has ended?"""
+        lost = self.scope is None or self.opaque
+        return lost and bool(self.backend_pid) and self.node.settings.cache.enabled and self.coherence.serving
 
     def learn_scope(self) -> bool:
         """Ask for the session's scope if that is possible now; True when an answer is being waited for."""

@@ -149,5 +149,8 @@ def _forward(
         s.report(outcome)
     s.replies.expect(Op(Front.QUERY))
     s.sent(awaiting=True)
-    s.wires.to_upstream(message)
+    if one is not None and one.kind in (Kind.COMMIT, Kind.ROLLBACK) and not one.chain and s.will_ask():
+        s.questions.scope(behind=message)
+    else:
+        s.wires.to_upstream(message)
     return True

@@ -46,6 +46,8 @@ class Standing:
         self.scope: Scope | None = None
         self.statements: dict[bytes, Prepared] = {}
         self.portals: dict[bytes, Prepared] = {}
+        self.parsing: dict[bytes, Prepared | None] = {}
+        """What names will mean when the replies that upstream owes have come; None: nothing that is known."""
         self.unsettled: bytes | None = None
         """What ``hot.kept`` was before messages that replace it went upstream, until they are known to be there."""
         self.unsettled_portal = AS_UPSTREAM
@@ -66,7 +68,7 @@ class Standing:
         """What a BEGIN in this exchange means for serving: "" served, else the reason why not; None no BEGIN."""
         self.ends_transaction = False
         self.fills: list[Fill] = []
-        self._opaque = False
+        self.opaque = False
         self._databases: tuple[str, ...] = ()
 
     # ---- what is known ----------------------------------------------------------------------------------------------
@@ -125,6 +127,7 @@ class Standing:
         self.unsettled = None
         self.unsettled_portal = AS_UPSTREAM
         self.statements.pop(b"", None)
+        self.parsing.pop(b"", None)
 
     def refresh(self) -> None:
         """Recompute whether the hit path may serve this session at all."""
@@ -157,22 +160,22 @@ class Standing:
         txn.impure = txn.impure or effects.impure
         txn.ddl = txn.ddl or effects.ddl
         txn.poll = txn.poll or effects.poll
-        self._opaque = self._opaque or effects.opaque
+        self.opaque = self.opaque or effects.opaque
         if chain or effects == UNKNOWN or kind is None:
             self.ends_transaction = True
         if kind is Kind.SET_TRANSACTION or "transaction_isolation" in effects.settings:
             txn.bypass = "isolation"
         if effects.databases:
             self._databases += effects.databases
-        if effects.forgets is None:
-            self.statements.clear()
-            self.hot.names.clear()
-        else:
-            for statement in effects.forgets:
-                self.statements.pop(statement, None)
-                self.hot.names.pop(statement, None)
+        self.forget_statements(effects.forgets)
         for setting in effects.settings:
             self.touched[setting] = None
+
+    def forget_statements(self, names: frozenset[bytes] | None) -> None:
+        """Prepared statements that are gone; None for all."""
+        for name in list(self.statements) if names is None else names:
+            self.statements.pop(name, None)
+            self.hot.names.pop(name, None)
 
     def sent(self, *, awaiting: bool) -> None:
         """Messages of the client went upstream."""
@@ -181,12 +184,13 @@ class Standing:
         self.hot.ident = 0
 
     def _on_ready(self, status: bytes, ours: bool) -> None:
-        self.awaiting = self.open = False
+        self.awaiting = bool(self.replies.pending)  # a question of ours may have been sent right behind
+        self.open = False
         if ours:
             self.refresh()
             return
         txn = self.txn
-        keep = not txn.impure and not txn.bypass and not self.begin and status != b"E" and not self._opaque
+        keep = not txn.impure and not txn.bypass and not self.begin and status != b"E" and not self.opaque
         if status == b"I" or self.ends_transaction:
             if txn.impure:
                 self.coherence.raise_floor(now_ns())
@@ -208,6 +212,7 @@ class Standing:
         if self.unsettled_portal and status != b"I":
             self.hot.portal = self.unsettled_portal
         self.unsettled_portal = AS_UPSTREAM
+        self.parsing.clear()
         self.begin = None
         self.ends_transaction = False
         for fill in self.fills:
@@ -216,8 +221,8 @@ class Standing:
             if fill.leads:
                 self.node.flights.land(fill.key)
         self.fills.clear()
-        if self._opaque:
-            self._opaque = False
+        if self.opaque:
+            self.opaque = False
             self.forget_scope()
         if self._databases:
             self.node.databases.reopen(self._databases)
@@ -246,9 +251,9 @@ class Standing:
         self.node.store(fill.key, entry)
 
     def _on_parameter(self, message: bytes) -> None:
-        self._opaque = True  # a reload may have changed more than what is reported
+        self.opaque = True  # a reload may have changed more than what is reported
         if not self.awaiting and not self.open:
-            self._opaque = False
+            self.opaque = False
             self.forget_scope()
 
     def _on_notification(self) -> None:

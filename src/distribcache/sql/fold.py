@@ -1,7 +1,7 @@
 """Texts that differ in plain literals only share one analysis: drivers and people write values into the text.
 
-``fold`` replaces unsigned integers, and quoted strings made of digits and date punctuation, by one of their kind. What the
-analysis says of a text does not depend on them: names, operators and the kind of each operand are the same; no such
+``fold`` replaces unsigned integers, and quoted strings made of digits and date punctuation, by one of their kind. What
+the analysis says of a text does not depend on them: names, operators and the kind of each operand are the same; no such
 string holds a time word or a name. Only the limit in ``Shape`` may differ, which is a hint for statistics.
 
 Never a cache key: answers differ, only analyses are shared. Deny by default: any construct in which digits or quotes

@@ -78,13 +78,13 @@ def _literal(name: str) -> str:
 
 
 def scope_query(extra: tuple[str, ...] = (), *, prove_server: bool = True) -> str:
-    """The SELECT that learns a session's scope: ``SCOPE_COLUMNS``, then ``OWN``, ``KEYED`` and ``extra`` values.
+    """The SELECT that learns a session's scope: ``SCOPE_COLUMNS``, then ``OWN``, ``KEYED``, ``extra`` as one array.
 
     Every function is qualified, so no schema of the user can answer in its place. ``prove_server`` adds the system
     identifier, which costs a read of the control file.
     """
     columns = [
-        "(SELECT oid FROM pg_catalog.pg_database WHERE datname OPERATOR(pg_catalog.=) pg_catalog.current_database())",
+        "pg_catalog.current_database()",
         "session_user",
         "current_user",
         "pg_catalog.array_to_json(pg_catalog.current_schemas(true))",
@@ -97,9 +97,16 @@ def scope_query(extra: tuple[str, ...] = (), *, prove_server: bool = True) -> st
         "extract(epoch FROM pg_catalog.pg_postmaster_start_time())",
         "(SELECT system_identifier FROM pg_catalog.pg_control_system())" if prove_server else "NULL",
         # A function may have given a name that the client prepared another statement; no PREPARE of ours is in SQL.
-        "(SELECT pg_catalog.array_to_json(pg_catalog.array_agg(name)) FROM pg_catalog.pg_prepared_statements"
-        " WHERE from_sql)",
+        (
+            "(SELECT pg_catalog.array_to_json(pg_catalog.array_agg(name)) FROM pg_catalog.pg_prepared_statements"
+            " WHERE from_sql)"
+        ),
     ]
     names = [f"distribcache.{name}" for name in OWN] + list(KEYED) + list(extra)
-    columns += [f"pg_catalog.current_setting({_literal(name)}, true)" for name in names]
+    listed = ", ".join(map(_literal, names))
+    # One expression over an array, not one call per setting: a third of the time to parse and plan.
+    columns.append(
+        "(SELECT pg_catalog.json_agg(pg_catalog.current_setting(name, true) ORDER BY place)"
+        f" FROM pg_catalog.unnest(ARRAY[{listed}]) WITH ORDINALITY AS asked(name, place))"
+    )
     return "SELECT " + ", ".join(columns)
