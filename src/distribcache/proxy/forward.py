@@ -12,7 +12,7 @@ from distribcache.proxy.effects import CONTROL, UNKNOWN, Effects, effects
 from distribcache.proxy.fill import Fill
 from distribcache.proxy.group import Loose, Message, Run, parse_message
 from distribcache.proxy.hit import AS_UPSTREAM
-from distribcache.proxy.local import State, key_of, statement_of
+from distribcache.proxy.local import State, key_of, statement_of, unnamed
 from distribcache.proxy.lookup import WAIT, Wait, consider, is_ping, start_fill
 from distribcache.proxy.node import Outcome
 from distribcache.proxy.prepared import Prepared
@@ -43,6 +43,8 @@ class Plan:
     effects: list[tuple[Effects, Kind | None, bool]] = field(default_factory=list)
     before: list[int] = field(default_factory=list)
     """For each item, how many of the effects are of items before it."""
+    parses: dict[int, Prepared] = field(default_factory=dict)
+    """What each Parse will have prepared, by where it starts."""
     begin: str | None = None
     fills: dict[int, Fill] = field(default_factory=dict)
     outcome: Outcome | None = None
@@ -53,17 +55,21 @@ def make_plan(
 ) -> Plan | Wait:
     """Find out what the items that go upstream may do, and which of their replies may be kept."""
     plan = Plan()
-    parses: dict[bytes, Prepared] = {}
+    names = dict(s.parsing)
     portals: set[bytes] = set()
-    scope = 0 if s.scope is None else s.scope.ident
     for at, item in enumerate(going):
         plan.before.append(len(plan.effects))
         for message in item.messages:
             if message.kind == Front.PARSE:
-                parses[message.name] = Prepared(message.sql, message.oids, scope)
+                known = s.scope is not None and not s.opaque and not any(each.opaque for each, _, _ in plan.effects)
+                scope = s.scope.ident if known and s.scope is not None else s.node.idents.unique()
+                names[message.name] = plan.parses[message.start] = Prepared(message.sql, message.oids, scope)
+            elif message.kind == Front.CLOSE and message.target == b"S":
+                names[message.name] = None
             elif message.kind == Front.BIND:
                 portals.add(message.portal)
-                statement = parses.get(message.name) or statement_of(s, state, message.name)
+                name = message.name
+                statement = names[name] if name in names else statement_of(s, state, name)
                 run = item if isinstance(item, Run) else None
                 last = ended == Front.SYNC and at == len(going) - 1
                 if _judge(s, data, plan, at, run, statement, last=last, alone=alone and at == 0) is WAIT:
@@ -147,7 +153,10 @@ def send(s: Session, data: bytes, going: list[Run | Loose], plan: Plan, ended: i
     if plan.outcome is not None:
         s.report(plan.outcome)
     schema = s.coherence.words[SCHEMA]
-    scope = 0 if s.scope is None else s.scope.ident
+    kept = s.hot.kept
+    if kept and _changes_meaning(going, plan):
+        parts.append(resend(s, kept))
+        s.hot.kept, s.unsettled = None, kept
     for at, item in enumerate(going):
         fill = plan.fills.get(at)
         if fill is not None:
@@ -158,13 +167,28 @@ def send(s: Session, data: bytes, going: list[Run | Loose], plan: Plan, ended: i
             if before:
                 parts += (data[start : message.start], before)
                 start = message.start
-            s.replies.expect(
-                Op(message.kind or data[message.start], fill=fill, done=_registrar(s, message, scope, schema, first))
-            )
+            prepared = plan.parses.get(message.start)
+            if prepared is not None or (message.kind == Front.CLOSE and message.target == b"S"):
+                s.parsing[message.name] = prepared
+            done = _registrar(s, message, prepared, schema, first)
+            s.replies.expect(Op(message.kind or data[message.start], fill=fill, done=done))
     if ended == Front.SYNC:
         s.replies.expect(Op(Front.SYNC))
     s.sent(awaiting=ended == Front.SYNC)
     s.wires.to_upstream(b"".join((*parts, data[start:])))
+
+
+def _changes_meaning(going: list[Run | Loose], plan: Plan) -> bool:
+    """May the session change before the unnamed statement is replaced? A text is read under the settings of its Parse:
+    what was answered here must be parsed upstream before that.
+    """
+    for at, item in enumerate(going):
+        if any(message.kind == Front.PARSE and not message.name for message in item.messages):
+            return False
+        end = plan.before[at + 1] if at + 1 < len(going) else None
+        if any(effect.opaque for effect, _, _ in plan.effects[plan.before[at] : end]):
+            return True
+    return False
 
 
 def _mend(s: Session, message: Message) -> bytes:
@@ -200,17 +224,15 @@ def resend(s: Session, kept: bytes) -> bytes:
         s.replies.expect(Op(Front.CLOSE, ours=True, done=closed))
         return close(b"S", b"")
     end = 1 + int.from_bytes(kept[1:5], "big")
-    scope = 0 if s.scope is None else s.scope.ident
-    message = parse_message(kept, 0, end)
-    done = _registrar(s, message, scope, s.coherence.words[SCHEMA], False)
+    done = _registrar(s, parse_message(kept, 0, end), unnamed(s, kept), s.coherence.words[SCHEMA], False)
     s.replies.expect(Op(Front.PARSE, ours=True, relay_error=True, done=done))
     return kept[:end]
 
 
 def _registrar(
-    s: Session, message: Message, scope: int, schema: int, first: bool
+    s: Session, message: Message, prepared: Prepared | None, schema: int, first: bool
 ) -> Callable[[int, bytes], None] | None:
-    """What becomes known when upstream has accepted a message.
+    """What becomes known when upstream has accepted a message; ``prepared`` is what a Parse prepares.
 
     ``first``: nothing before this message could have changed a catalogue. When its Parse or Bind has failed, neither it
     nor what follows was run, so there is no alarm: else any mistyped statement would stop the hits of a whole database.
@@ -222,8 +244,9 @@ def _registrar(
             if not name:  # whether it succeeded or not, the one before is gone
                 s.unsettled = None
                 s.statements.pop(b"", None)
-            if reply == 0x31:  # ParseComplete
-                s.statements[name] = Prepared(message.sql, message.oids, scope, proved=schema)
+            if reply == 0x31 and prepared is not None:  # ParseComplete
+                prepared.proved = schema
+                s.statements[name] = prepared
                 s.hot.names.pop(name, None)
             elif first and reply == Back.ERROR:
                 s.txn.ddl = s.txn.poll = False
@@ -253,4 +276,12 @@ def _registrar(
                 s.hot.names.pop(name, None)
 
         return closed
+    if kind == Front.EXECUTE:
+
+        def executed(reply: int, _: bytes) -> None:
+            ran = s.portals.get(name)
+            if reply == Back.COMMAND_COMPLETE and ran is not None:  # what was parsed in front of it may be gone
+                s.forget_statements(effects(ran.sql, s.parsed(ran.sql), pure=False).forgets)
+
+        return executed
     return None

@@ -37,7 +37,7 @@ from distribcache.wire.messages import (
 if TYPE_CHECKING:
     from distribcache.proxy.session import Session
 
-__all__ = ["State", "answer_loose", "answer_run", "apply", "key_of", "statement_of"]
+__all__ = ["State", "answer_loose", "answer_run", "apply", "key_of", "statement_of", "unnamed"]
 
 _FINISHED = command_complete(b"SELECT 0")
 
@@ -70,14 +70,15 @@ def statement_of(s: Session, state: State, name: bytes) -> Prepared | None:
     if name in state.statements:
         return state.statements[name]
     if not name and state.kept is not None:
-        return _unnamed(s, state.kept) if state.kept else None
+        return unnamed(s, state.kept) if state.kept else None
     return s.statements.get(name)
 
 
-def _unnamed(s: Session, kept: bytes) -> Prepared:
+def unnamed(s: Session, kept: bytes) -> Prepared:
+    """What the Parse that ``kept`` starts with prepares, if it is sent now."""
     end = 1 + int.from_bytes(kept[1:5], "big")
     message = parse_message(kept, 0, end)
-    return Prepared(message.sql, message.oids, s.hot.ident)
+    return Prepared(message.sql, message.oids, s.node.idents.unique() if s.scope is None else s.scope.ident)
 
 
 def _own(s: Session, sql: bytes) -> Table | None:

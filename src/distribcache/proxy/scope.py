@@ -58,6 +58,10 @@ class Idents:
         self._known: OrderedDict[object, int] = OrderedDict()
         self._next = count(1)
 
+    def unique(self) -> int:
+        """An integer that stands for nothing else, now or later."""
+        return next(self._next)
+
     def of(self, content: object) -> int:
         """The integer that stands for ``content``."""
         ident = self._known.get(content)
