@@ -20,10 +20,11 @@ from dataclasses import dataclass
 
 from distribcache.errors import ProtocolError
 
-__all__ = ["DDL_PREFIX", "FLUSH_PREFIX", "Commit", "Decoder", "names_of"]
+__all__ = ["DDL_PREFIX", "FLUSH_PREFIX", "LEAVE_PREFIX", "Commit", "Decoder", "names_of"]
 
 FLUSH_PREFIX = b"distribcache.flush"
 DDL_PREFIX = b"distribcache.ddl"
+LEAVE_PREFIX = b"distribcache.leave"
 
 _LONGEST_NAME = 6 + 2 * (2 * 63 + 2) + 1 + 2  # "table ", two quoted names of doubled quotes, the dot, ": "
 _ROW_BYTE = ord("t")
@@ -43,12 +44,14 @@ class Commit:
     empty: bool
     ddl: bool
     rows: int
+    leave: bool = False
+    """Somebody asked every cache to let go of this database for a while."""
 
 
 class Decoder:
     """Collects one transaction at a time. ``feed`` takes the text of one message, unless ``again`` was enough."""
 
-    __slots__ = ("_ddl", "_flush", "_messages", "_names", "_rows", "_xid")
+    __slots__ = ("_ddl", "_flush", "_leave", "_messages", "_names", "_rows", "_xid")
 
     def __init__(self) -> None:
         self._xid = -1
@@ -57,6 +60,7 @@ class Decoder:
         self._messages = 0
         self._flush = 0
         self._ddl = False
+        self._leave = False
 
     def again(self, data: memoryview, at: int) -> bool:
         """Rule 2: is the text that starts at ``at`` one more row of a relation that this transaction has met?"""
@@ -93,7 +97,7 @@ class Decoder:
         self._xid = _number(text[6:])
         self._names = set()
         self._rows = self._messages = self._flush = 0
-        self._ddl = False
+        self._ddl = self._leave = False
 
     def _commit(self, text: bytes, lsn: int) -> Commit:
         xid = _number(text[7:])
@@ -102,7 +106,7 @@ class Decoder:
         self._xid = -1
         empty = not self._rows and not (self._flush == 1 and self._messages == 1)
         names, self._names = frozenset(self._names), set()
-        return Commit(xid, lsn, names, empty, self._ddl, self._rows)
+        return Commit(xid, lsn, names, empty, self._ddl, self._rows, self._leave)
 
     def _table(self, text: bytes) -> None:
         if self._xid == -1:
@@ -122,6 +126,8 @@ class Decoder:
             self._flush += 1
         elif rest.startswith(DDL_PREFIX + b", sz: "):
             self._ddl = True
+        elif rest.startswith(LEAVE_PREFIX + b", sz: "):
+            self._leave = True
 
 
 def names_of(text: bytes) -> list[bytes]:

@@ -23,6 +23,7 @@ import psycopg
 
 from distribcache.clock import now_ns
 from distribcache.coherence.coverage import Coverage
+from distribcache.coherence.decoding import Commit
 from distribcache.coherence.link import Link
 from distribcache.coherence.options import Options
 from distribcache.coherence.probe import Answer, Probe
@@ -39,6 +40,7 @@ _FLUSH_NS = 10 * _MS
 _NUDGE_S = 0.001
 _ACTIVE_NS = 2000 * _MS
 _MANNERS_NS = 5000 * _MS
+_POLL_GAP_NS = 100 * _MS
 _PROBE_LOST_NS = 20_000 * _MS
 _STREAM_LOST_NS = 30_000 * _MS
 _KEPT = 16  # times max_wal_lag: what other people's open transactions may make our slot hold back
@@ -56,7 +58,7 @@ class Following:
         self.quarter_ns = int(options.max_staleness_s * 1e9) // 4
         self.reader = Reader(
             link.stream,
-            on_commit=coverage.commit,
+            on_commit=self._on_commit,
             on_position=coverage.position,
             on_slice=self._on_slice,
             on_lost=lambda error: lose(NotServing("reader_lost", str(error)[:300])),
@@ -75,6 +77,7 @@ class Following:
         self._flushing: asyncio.TimerHandle | None = None
         self._work = asyncio.Event()
         self._poll_wanted = False
+        self._polled_at = 0
         self._waiters: list[tuple[int, asyncio.Future[bool]]] = []
         self._traffic = True
         self._active_until = 0
@@ -150,10 +153,21 @@ class Following:
 
     def look_soon(self, *, poll: bool) -> None:
         """An alarm was raised; or, with ``poll``, something may have changed the catalogue unseen."""
-        self._poll_wanted = self._poll_wanted or poll
+        if poll and not self._poll_wanted:
+            self._poll_wanted = True
+            wait = self._polled_at + _POLL_GAP_NS - now_ns()
+            if wait > 0:  # whoever calls functions all the time is not worth a look each time
+                asyncio.get_running_loop().call_later(wait / 1e9, self._work.set)
+                return
         self._work.set()
 
     # -- the stream and the probe
+
+    def _on_commit(self, commit: Commit) -> None:
+        if commit.leave:
+            self.lose(NotServing("asked_to_leave"))
+        else:
+            self.coverage.commit(commit)
 
     def _on_slice(self) -> None:
         coverage = self.coverage
@@ -298,8 +312,10 @@ class Following:
         """Do one thing that is due; False when nothing is."""
         coverage, now = self.coverage, now_ns()
         polls = bool(coverage.full_at) and self._is_active(now)
-        if coverage.wants_reread(now) or self._poll_wanted:
-            self._poll_wanted = False
+        wanted = self._poll_wanted and now - self._polled_at >= _POLL_GAP_NS
+        if coverage.wants_reread(now) or wanted:
+            self._poll_wanted = self._poll_wanted and not wanted
+            self._polled_at = now
             await self._reread()
         elif now - self._manners_at >= _MANNERS_NS:
             self._manners_at = now

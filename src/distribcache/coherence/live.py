@@ -31,7 +31,8 @@ from distribcache.errors import UpstreamError
 __all__ = ["DatabaseCoherence"]
 
 _STEADY_NS = 10_000_000_000
-_TEMPLATE_PAUSE_S = 60.0
+_LONG_PAUSES_S = {"template_database": 60.0, "asked_to_leave": 30.0}
+"""After these, coming back at once would be in somebody's way."""
 
 Log = Callable[[str], None]
 
@@ -221,7 +222,7 @@ class DatabaseCoherence:
             self._end(end)
             if now_ns() - began > _STEADY_NS:
                 pause = self.options.retry_min_s
-            await asyncio.sleep(_TEMPLATE_PAUSE_S if end.reason == "template_database" else pause)
+            await asyncio.sleep(_LONG_PAUSES_S.get(end.reason, pause))
             pause = min(2 * pause, self.options.retry_max_s)
 
     async def _follow(self, *, was_up: bool) -> NotServing:

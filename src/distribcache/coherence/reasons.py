@@ -18,6 +18,10 @@ _SLOTS = f"ALTER SYSTEM SET max_replication_slots = 20; ALTER SYSTEM SET max_wal
 # Each code with its sentence and its hint.
 REASONS: dict[str, tuple[str, str]] = {
     "starting": ("the change stream is being opened", "wait a moment"),
+    "asked_to_leave": (
+        "somebody asked the cache to leave this database for a while, to drop, rename or copy it",
+        "wait a minute: the cache comes back by itself",
+    ),
     "stopped": ("the cache has left this database", "connect again"),
     "wal_level": (
         "PostgreSQL does not write what logical decoding needs",

@@ -5,6 +5,7 @@
   at its end, whether it failed or not: lock-then-read must read (coherence trap 11).
 * ``opaque``: it may have changed the session's scope unseen, so the scope must be learned again.
 * ``ddl``: it may have changed a catalogue (a catalogue alarm at the end of its transaction).
+* ``everywhere``: that catalogue is one that all databases of the server share: roles, memberships, their settings.
 * ``poll``: what it ran is unknown and could have been DDL (DO, CALL, functions): the catalogue is looked at soon.
 * ``forgets``: prepared statements of the session that are gone afterwards (``None`` = all of them).
 
@@ -13,7 +14,8 @@ Deny by default: only the kinds and texts named here have fewer effects than all
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 
 from distribcache.sql.cacheability import Kind, Parsed, Statement
 
@@ -27,6 +29,7 @@ class Effects:
     impure: bool = False
     opaque: bool = False
     ddl: bool = False
+    everywhere: bool = False
     poll: bool = False
     forgets: frozenset[bytes] | None = frozenset()
     databases: tuple[str, ...] = ()
@@ -71,6 +74,10 @@ _BY_KIND: dict[Kind, Effects] = {
     Kind.TWO_PHASE_END: Effects(impure=True, opaque=True, ddl=True),
 }
 
+_ROLES = re.compile(rb"\b(?:role|user|group|database|system|owned)\b")
+_GRANT = re.compile(rb"\b(?:grant|revoke)\b")
+_ON = re.compile(rb"\bon\b")
+
 _KNOWN_TEXTS: dict[bytes, Effects] = {
     # asyncpg's pool at each release: gives locks back and resets the session, reads and writes no table.
     b"SELECT pg_advisory_unlock_all();\nCLOSE ALL;\nUNLISTEN *;\nRESET ALL;": _SESSION,
@@ -93,6 +100,12 @@ def _one(statement: Statement) -> Effects:
     return _BY_KIND.get(kind, UNKNOWN)
 
 
+def _shared(text: bytes) -> bool:
+    """Does DDL concern what all databases share? Over-approximated: a word too many only costs a look."""
+    words = text.lower()
+    return _ROLES.search(words) is not None or (_GRANT.search(words) is not None and _ON.search(words) is None)
+
+
 def effects(text: bytes, parsed: Parsed, *, pure: bool) -> Effects:
     """What ``text`` may do; ``pure``: the catalogue has proved every statement of it a pure read."""
     if pure:
@@ -103,7 +116,8 @@ def effects(text: bytes, parsed: Parsed, *, pure: bool) -> Effects:
     if parsed.error:
         return UNKNOWN
     if len(parsed.statements) == 1:
-        return _one(parsed.statements[0])
+        effect = _one(parsed.statements[0])
+        return replace(effect, everywhere=True) if effect.ddl and _shared(text) else effect
     all_of_them = [_one(statement) for statement in parsed.statements]
     if not all_of_them:
         return NEUTRAL
@@ -112,6 +126,7 @@ def effects(text: bytes, parsed: Parsed, *, pure: bool) -> Effects:
         impure=any(each.impure for each in all_of_them),
         opaque=any(each.opaque for each in all_of_them),
         ddl=any(each.ddl for each in all_of_them),
+        everywhere=any(each.ddl for each in all_of_them) and _shared(text),
         poll=any(each.poll for each in all_of_them),
         forgets=None if None in forgets else frozenset().union(*(each for each in forgets if each is not None)),
         databases=tuple(name for each in all_of_them for name in each.databases),

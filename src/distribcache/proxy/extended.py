@@ -46,6 +46,7 @@ def group(s: Session, data: bytes, messages: list[Message], ended: int) -> bool:
         s.wires.to_client(s.failure)
         s.failure = None
         s.discarding = True
+        s.refresh()
     if s.discarding:
         if ended == Front.SYNC:
             s.discarding = False

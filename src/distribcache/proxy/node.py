@@ -109,10 +109,12 @@ class Node:
         coherence = self.databases.acquire(name)
         known = self._known.get(name)
         if known is None or known.coherence is not coherence:
-            known = self._known[name] = Database(
-                coherence,
-                Analyst(coherence.ask, coherence.slot_of, coherence.visible, coherence.schema_lsn, classify=classify),
+            analyst = Analyst(
+                coherence.ask, coherence.slot_of, coherence.visible, coherence.schema_lsn, classify=classify
             )
+            # After a crash positions can go back: an old analysis would look current.
+            coherence.epoch_listeners.append(lambda _: analyst.forget())
+            known = self._known[name] = Database(coherence, analyst)
         return known
 
     def leave(self, name: str) -> None:

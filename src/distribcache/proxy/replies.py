@@ -50,6 +50,7 @@ _STREAMED = frozenset(b"DdV")
 _DATA_ROW, _READY, _ERROR, _COPY_IN = b"DZEG"
 _EXECUTE, _SYNC, _SUSPENDED, _COMPLETE = b"ESsC"
 _QUERY, _GATHERED = b"Qq"
+_COMMITS = (b"COMMIT", b"PREPARE TRANSACTION", b"CALL", b"DO")
 _SPOILS = frozenset(b"GHdcI")
 _ALWAYS_RELAYED = frozenset(b"SA")
 """Changed parameters and notifications are the client's even in the middle of a question of ours."""
@@ -111,6 +112,7 @@ class Replies:
         "_tail",
         "copies",
         "copying_in",
+        "on_commit",
         "on_notification",
         "on_parameter",
         "on_ready",
@@ -136,6 +138,8 @@ class Replies:
         self.on_ready = on_ready
         self.on_parameter = on_parameter
         self.on_notification = on_notification
+        self.on_commit: Callable[[], None] = lambda: None
+        """Called before a completion is relayed that may say that something was committed."""
         self._tail = b""
         self._stream = 0
         self._stream_fill: Fill | None = None
@@ -157,7 +161,7 @@ class Replies:
     @property
     def ends(self) -> bool:
         """Is a ReadyForQuery owed?"""
-        return any(op.kind in b"SQFqr" for op in self.pending)
+        return any(op.kind in b"SQFqr" for op in reversed(self.pending))
 
     def feed(self, data: bytes) -> bytes:
         """Take bytes from the server; returns the bytes that are the client's. Raises ProtocolError."""
@@ -216,6 +220,8 @@ class Replies:
                     head.kind = _FOLLOWS[head.kind, kind]
                 elif kind == _COPY_IN:
                     self._copy_in(head)
+                if kind == _COMPLETE and message.startswith(_COMMITS, 5):
+                    self.on_commit()
                 if head.fill is not None:
                     if kind in _SPOILS or (kind == _SUSPENDED and not head.fill.limited):
                         head.fill.spoil()
@@ -270,7 +276,7 @@ class Replies:
         if head.kind in b"QFSqr":  # ReadyForQuery is still owed
             if head.kind in b"qr":
                 head.kind = _SYNC
-            if head.ours and head.done is not None:
+            if head.done is not None:
                 head.done(_ERROR, message)
             return None
         self.pending.popleft()

@@ -113,8 +113,8 @@ class Session(Standing):
             return
         if relay:
             self.wires.to_client(relay)
-        if self.awaiting and self.replies.copying_in and not self.replies.ends:
-            self.sent(awaiting=False)  # a server that copies has ignored the Sync: the client will send another
+        if self.awaiting and not self.replies.ends:
+            self.sent(awaiting=False)  # a server that copies, or skips after an error: the client will send a Sync
         if self._inbox and not self._blocked:
             self.pump()
 
@@ -305,7 +305,8 @@ class Session(Standing):
     def cancelled(self) -> None:
         """The client asked to cancel: a unit that waits for another's fill ends; upstream is told by others."""
         if self._blocked and "flight" in self.tried and self._waiting is not None:
-            self.failure = error_response("ERROR", "57014", "canceling statement due to user request")
+            if self.replies.status == b"I":  # else the server has to fail the transaction: the unit goes up, to be hit
+                self.failure = error_response("ERROR", "57014", "canceling statement due to user request")
             self._waiting.cancel()
             self._blocked = False
             self._waiting = None

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from distribcache.entry import TABLES, WORKLOAD
+from distribcache.clock import now_ns
+from distribcache.entry import AT_NS, TABLES, WORKLOAD
 from distribcache.proxy.answer import Table
 from distribcache.sql.settings import OWN
 from distribcache.tiers.base import Cause
@@ -21,9 +22,8 @@ def _last(s: Session) -> Table:
     columns = ("status", "tier", "reason", "age_ms", "tables", "workload")
     entry = s.hot.last
     if entry is not None:
-        return columns, [
-            ("hit", "L1", None, f"{s.hot.age_ns / 1e6:.3f}", entry[TABLES] or None, entry[WORKLOAD] or None)
-        ]
+        age_ns = s.hot.age_ns if s.coherence.mode == "wal" else now_ns() - entry[AT_NS]
+        return columns, [("hit", "L1", None, f"{age_ns / 1e6:.3f}", entry[TABLES] or None, entry[WORKLOAD] or None)]
     last = s.outcome
     age = None if last.age_ms is None else f"{last.age_ms:.3f}"
     return columns, [

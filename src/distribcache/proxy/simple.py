@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from distribcache.errors import ProtocolError
@@ -13,7 +14,7 @@ from distribcache.proxy.replies import Op
 from distribcache.proxy.shows import own_table
 from distribcache.proxy.transaction import control
 from distribcache.sql.cacheability import Kind, Statement
-from distribcache.wire.messages import EMPTY_QUERY, Front, command_complete, read_query
+from distribcache.wire.messages import EMPTY_QUERY, Back, Front, command_complete, read_query
 
 if TYPE_CHECKING:
     from distribcache.proxy.session import Session
@@ -61,6 +62,8 @@ def query(s: Session, message: bytes) -> bool:
         return _forward(s, message, None, None, Outcome("bypass", reason="malformed"))
     parsed = s.parsed(sql)
     one = parsed.statements[0] if len(parsed.statements) == 1 and not parsed.error else None
+    if s.open:  # behind messages without a Sync, whose replies come first
+        return _forward(s, message, sql, one, Outcome("bypass", reason="unfinished_group"))
     if one is not None and one.kind in CONTROL:
         allowed = one.kind is not Kind.BEGIN or may_begin(s)
         if allowed is None:
@@ -128,6 +131,16 @@ def _why_missed(s: Session, unfillable: bool) -> str:
     return "not_fresh" if "fresh" in s.tried else ""
 
 
+def _mistyped(s: Session) -> Callable[[int, bytes], None]:
+    """A text that the server does not understand either was never run, so it is no alarm."""
+
+    def answered(kind: int, message: bytes) -> None:
+        if kind == Back.ERROR and b"\0C42601\0" in message:
+            s.txn.ddl = s.txn.everywhere = s.txn.poll = False
+
+    return answered
+
+
 def _forward(
     s: Session, message: bytes, sql: bytes | None, one: Statement | None, outcome: Outcome | None, *, pure: bool = False
 ) -> bool:
@@ -139,6 +152,7 @@ def _forward(
     if effect.databases and "left" not in s.tried:
         s.wait("left", s.node.databases.close_for_ddl(effect.databases))
         return False
+    mistyped = sql is not None and bool(s.parsed(sql).error) and not s.txn.ddl and not s.txn.poll
     s.forget_unnamed()
     s.apply(effect, None if one is None else one.kind, chain=one is not None and one.chain)
     if one is not None and one.kind is Kind.BEGIN:
@@ -147,7 +161,7 @@ def _forward(
         s.begin = "transaction_unknown"
     if outcome is not None:
         s.report(outcome)
-    s.replies.expect(Op(Front.QUERY))
+    s.replies.expect(Op(Front.QUERY, done=_mistyped(s) if mistyped else None))
     s.sent(awaiting=True)
     if one is not None and one.kind in (Kind.COMMIT, Kind.ROLLBACK) and not one.chain and s.will_ask():
         s.questions.scope(behind=message)

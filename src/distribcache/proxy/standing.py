@@ -42,6 +42,7 @@ class Standing:
         self.hot = Hot(node.l1.entries, node.l1.touch, node.clock, write)
         self.hot.words = self.coherence.words
         self.replies = Replies(self._on_ready, self._on_parameter, self._on_notification)
+        self.replies.on_commit = self._on_commit
         self.txn = Transaction()
         self.scope: Scope | None = None
         self.statements: dict[bytes, Prepared] = {}
@@ -159,6 +160,7 @@ class Standing:
         txn = self.txn
         txn.impure = txn.impure or effects.impure
         txn.ddl = txn.ddl or effects.ddl
+        txn.everywhere = txn.everywhere or effects.everywhere
         txn.poll = txn.poll or effects.poll
         self.opaque = self.opaque or effects.opaque
         if chain or effects == UNKNOWN or kind is None:
@@ -178,7 +180,12 @@ class Standing:
             self.hot.names.pop(name, None)
 
     def sent(self, *, awaiting: bool) -> None:
-        """Messages of the client went upstream."""
+        """Messages of the client went upstream; ``awaiting`` if they end an exchange.
+
+        They do not behind an error, where the server skips everything up to a Sync, nor does a Sync in the midst of a
+        copy.
+        """
+        awaiting = awaiting and self.replies.ends
         self.open = not awaiting
         self.awaiting = awaiting
         self.hot.ident = 0
@@ -194,7 +201,9 @@ class Standing:
         if status == b"I" or self.ends_transaction:
             if txn.impure:
                 self.coherence.raise_floor(now_ns())
-            if txn.ddl:
+            if txn.everywhere:
+                self.node.databases.catalogue_alarm("ddl")
+            elif txn.ddl:
                 self.coherence.catalogue_alarm("ddl")
             elif txn.poll:
                 self.coherence.schedule_poll()
@@ -228,6 +237,13 @@ class Standing:
             self.node.databases.reopen(self._databases)
             self._databases = ()
         self.refresh()
+
+    def _on_commit(self) -> None:
+        """A completion that is relayed before ReadyForQuery acknowledges what was done so far."""
+        if self.txn.impure:
+            self.coherence.raise_floor(now_ns())
+        if self.txn.ddl:
+            self.coherence.catalogue_alarm("ddl")
 
     def _store(self, fill: Fill) -> None:
         scope = self.scope

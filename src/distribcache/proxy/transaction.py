@@ -24,6 +24,7 @@ class Transaction:
     impure: bool = False
     """The transaction did something other than proven pure reads: no hit and no fill until it ends."""
     ddl: bool = False
+    everywhere: bool = False
     poll: bool = False
     bypass: str = ""
     """Why a transaction begun upstream is not served; empty when it is."""
@@ -34,7 +35,7 @@ class Transaction:
 
     def ended(self) -> None:
         """Upstream says that no transaction is open."""
-        self.impure = self.ddl = self.poll = False
+        self.impure = self.ddl = self.everywhere = self.poll = False
         self.bypass = ""
 
 

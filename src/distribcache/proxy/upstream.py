@@ -77,7 +77,9 @@ def read_target(url: str, timeout: float) -> Target:
             raise ValueError
     except ValueError:
         raise ConfigError(
-            "the port is not a number between 1 and 65535", where="upstream.url", hint="write postgresql://user@host:5432/db"
+            "the port is not a number between 1 and 65535",
+            where="upstream.url",
+            hint="write postgresql://user@host:5432/db",
         ) from None
     if len(numbers) == 1:
         numbers *= len(hosts)
