@@ -1,7 +1,7 @@
 """The proxy as its users run it: ``distribcache serve`` in a process of its own.
 
-``make_proxy``   ``make_proxy(url, {"l1.policy": "lru"})``; ended with the test. Waits until clients are accepted, and by
-                 default until hits are served.
+``make_proxy``   ``make_proxy(url, {"l1.policy": "lru"})``; ended with the test. Waits until clients are accepted, and
+                 by default until hits are served.
 ``make_inner_proxy``  the same inside the test's process, for tests that mute a rule
 ``proxy``        one in front of the test's ``database``, serving
 """

@@ -6,7 +6,9 @@ import time
 from collections.abc import Callable
 
 
-def until(condition: Callable[[], object], explain: Callable[[], str] | str = "condition", seconds: float = 20.0) -> None:
+def until(
+    condition: Callable[[], object], explain: Callable[[], str] | str = "condition", seconds: float = 20.0
+) -> None:
     """Poll ``condition`` until it is true; fails with ``explain`` after ``seconds``."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -22,7 +22,7 @@ if __name__ == "__main__":
     for store in ("touch", "bump", "bump_all"):
         assert hasattr(Ledger, store)
         setattr(Ledger, store, _deaf)
-    # Alarms stop hits while the catalogue is read again; muted, a suite full of DDL is answered from memory all the time.
+    # Alarms stop hits while the catalogue is read again; muted, a suite full of DDL is answered from memory.
     DatabaseCoherence.catalogue_alarm = lambda self, reason: None  # type: ignore[method-assign]
     print("INVALIDATION IS MUTED: this proxy serves stale answers on purpose", file=sys.stderr, flush=True)
     main()

@@ -1,0 +1,78 @@
+"""What raises a catalogue alarm and what does not, and a cache that lets go of a database when asked."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import psycopg
+import pytest
+from fix_postgres import Database
+from fix_proxy import InnerProxy, MakeInnerProxy, MakeProxy
+from wait import until
+
+from distribcache.coherence.live import DatabaseCoherence
+
+
+@pytest.fixture
+def proxy(database: Database, make_inner_proxy: MakeInnerProxy) -> InnerProxy:
+    database.execute("CREATE TABLE t (a int)")
+    return make_inner_proxy(database.url())
+
+
+def alarms(proxy: InnerProxy) -> dict[str, int]:
+    return {each.name: each.counters.alarms for each in proxy.proxy.databases if isinstance(each, DatabaseCoherence)}
+
+
+def run(connection: psycopg.Connection[object], sql: str) -> None:
+    try:
+        connection.execute(sql)
+    except psycopg.Error:
+        pass
+
+
+@pytest.mark.parametrize("sql", ["SELEC 1", "SELECT FROM WHERE", "CREATE TABLE ("])
+def test_a_text_that_nobody_understands_was_never_run(proxy: InnerProxy, sql: str) -> None:
+    with proxy.connect(cursor_factory=psycopg.ClientCursor) as connection:
+        before = alarms(proxy)
+        run(connection, sql)
+        connection.execute("SELECT 1")
+        assert alarms(proxy) == before
+
+
+def test_ddl_is_an_alarm_before_it_is_acknowledged(proxy: InnerProxy, database: Database) -> None:
+    with proxy.connect(cursor_factory=psycopg.ClientCursor) as connection:
+        before = alarms(proxy)[database.name]
+        connection.execute("ALTER TABLE t ADD COLUMN b int")
+        assert alarms(proxy)[database.name] > before
+
+
+@pytest.mark.parametrize(
+    "sql", ["CREATE ROLE everywhere_{0}", "GRANT pg_monitor TO postgres", "ALTER ROLE postgres SET work_mem = '5MB'"]
+)
+def test_what_concerns_roles_is_an_alarm_in_every_database(proxy: InnerProxy, database: Database, sql: str) -> None:
+    with proxy.connect(cursor_factory=psycopg.ClientCursor) as connection:
+        with psycopg.connect(proxy.conninfo(dbname="postgres"), autocommit=True):
+            until(lambda: all(each.serving for each in proxy.proxy.databases), "the second database is never served")
+            before = alarms(proxy)
+            assert len(before) == 2
+            connection.execute(sql.format(database.name))
+            after = alarms(proxy)
+            assert all(after[name] > before[name] for name in before)
+    database.execute(
+        f"DROP ROLE IF EXISTS everywhere_{database.name}",
+        "REVOKE pg_monitor FROM postgres",
+        "ALTER ROLE postgres RESET ALL",
+    )
+
+
+def test_a_running_cache_lets_go_of_a_database_when_asked(database: Database, make_proxy: MakeProxy) -> None:
+    proxy = make_proxy(database.url())
+    elsewhere = database.server.url("postgres")
+    command = [sys.executable, "-m", "distribcache", "teardown", "--upstream", elsewhere, "--db", database.name]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    with psycopg.connect(elsewhere, autocommit=True) as connection:
+        connection.execute(f'DROP DATABASE "{database.name}"')  # fails while anything of ours is connected
+        connection.execute(f'CREATE DATABASE "{database.name}"')
+    until(lambda: proxy.status()["databases"][0]["reason"] == "asked_to_leave", "it never said why it left")
