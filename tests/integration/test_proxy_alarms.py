@@ -51,14 +51,14 @@ def test_ddl_is_an_alarm_before_it_is_acknowledged(proxy: InnerProxy, database: 
     "sql", ["CREATE ROLE everywhere_{0}", "GRANT pg_monitor TO postgres", "ALTER ROLE postgres SET work_mem = '5MB'"]
 )
 def test_what_concerns_roles_is_an_alarm_in_every_database(proxy: InnerProxy, database: Database, sql: str) -> None:
-    with proxy.connect(cursor_factory=psycopg.ClientCursor) as connection:
-        with psycopg.connect(proxy.conninfo(dbname="postgres"), autocommit=True):
-            until(lambda: all(each.serving for each in proxy.proxy.databases), "the second database is never served")
-            before = alarms(proxy)
-            assert len(before) == 2
-            connection.execute(sql.format(database.name))
-            after = alarms(proxy)
-            assert all(after[name] > before[name] for name in before)
+    elsewhere = proxy.conninfo(dbname="postgres")
+    with proxy.connect(cursor_factory=psycopg.ClientCursor) as connection, psycopg.connect(elsewhere, autocommit=True):
+        until(lambda: all(each.serving for each in proxy.proxy.databases), "the second database is never served")
+        before = alarms(proxy)
+        assert len(before) == 2
+        connection.execute(sql.format(database.name))
+        after = alarms(proxy)
+        assert all(after[name] > before[name] for name in before)
     database.execute(
         f"DROP ROLE IF EXISTS everywhere_{database.name}",
         "REVOKE pg_monitor FROM postgres",
