@@ -10,7 +10,7 @@ import asyncio
 import json
 from typing import TYPE_CHECKING
 
-from distribcache.errors import ProtocolError
+from distribcache.errors import ProtocolError, UpstreamError
 from distribcache.proxy.group import parse_message
 from distribcache.proxy.replies import Op
 from distribcache.proxy.scope import Scope, ServerFacts, read_scope
@@ -134,12 +134,33 @@ class Questions:
         s.txn.deferred = []
         s.txn.ended()
         await finished
+        if s.replies.status == b"I":  # a cancel has hit the BEGIN itself
+            await self._fail()
         if s.replies.status != b"T" and not errors:
             errors.append(b"")
         if errors:
             s.failure = errors[0] or None
             s.txn.bypass = "transaction_unknown"
         s.refresh()
+
+
+    async def _fail(self) -> None:
+        """Open a transaction that has failed: what the client sends next must not be committed by itself."""
+        s = self._session
+        question = parse(_NAME, b"BEGIN") + bind(_NAME, _NAME) + execute(_NAME) + close(b"S", _NAME) + SYNC
+        for _ in range(3):
+            failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            for kind in (Front.PARSE, Front.BIND, Front.EXECUTE, Front.CLOSE, Front.SYNC, Front.PARSE):
+                s.replies.expect(Op(kind, ours=True))
+            s.replies.expect(Op(Front.SYNC, ours=True, done=lambda *_, failed=failed: failed.set_result(None)))
+            s.awaiting = True
+            s.wires.to_upstream(question + parse(_NAME, b"!") + SYNC)
+            await failed
+            if s.replies.status == b"E":
+                return
+        s.wires.fail(
+            UpstreamError("the transaction cannot be begun", where="upstream", hint="connect again", sqlstate="57014")
+        )
 
 
 def _refused(reason: str) -> Scope:

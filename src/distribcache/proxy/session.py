@@ -248,6 +248,7 @@ class Session(Standing):
         if self.txn.local:
             self.questions.open_transaction()
             return 0
+        self.failure = None  # the server says so by itself
         before = self._before_large(data)
         self.apply(UNKNOWN)
         self.replies.expect(Op(kind))

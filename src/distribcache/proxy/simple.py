@@ -162,8 +162,9 @@ def _forward(
     if outcome is not None:
         s.report(outcome)
     s.replies.expect(Op(Front.QUERY, done=_mistyped(s) if mistyped else None))
+    ends = one is not None and one.kind in (Kind.COMMIT, Kind.ROLLBACK) and not one.chain and not s.open
     s.sent(awaiting=True)
-    if one is not None and one.kind in (Kind.COMMIT, Kind.ROLLBACK) and not one.chain and s.will_ask():
+    if ends and s.will_ask():
         s.questions.scope(behind=message)
     else:
         s.wires.to_upstream(message)
