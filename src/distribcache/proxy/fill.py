@@ -14,15 +14,25 @@ from collections.abc import Callable
 
 from distribcache.catalog.statement import Analysis
 
-__all__ = ["Fill", "Flights"]
+__all__ = ["Budget", "Fill", "Flights"]
 
 Key = tuple[int, bytes]
+
+
+class Budget:
+    """Bytes that the fills of one session may still hold together: a pipeline may go on for long before its end."""
+
+    __slots__ = ("left",)
+
+    def __init__(self, left: int) -> None:
+        self.left = left
 
 
 class Fill:
     """Bytes of one reply, at most ``cap`` of them; beyond it the fill is given up and memory released at once."""
 
     __slots__ = (
+        "_budget",
         "_cap",
         "_parts",
         "_size",
@@ -50,8 +60,10 @@ class Fill:
         began_ns: int,
         ttl: float,
         cap: int,
+        budget: Budget | None = None,
     ) -> None:
         self.key = key
+        self._budget = budget or Budget(cap)
         self.scope = scope
         self.leads = False
         """Others may wait for this fill."""
@@ -73,15 +85,19 @@ class Fill:
         """Gather bytes of the reply."""
         if self.spoiled:
             return
-        self._size += len(data)
-        if self._size > self._cap:
+        size = len(data)
+        if self._size + size > self._cap or size > self._budget.left:
             self.spoil()
         else:
+            self._size += size
+            self._budget.left -= size
             self._parts.append(data)
 
     def spoil(self) -> None:
         """Never store this reply."""
         self.spoiled = True
+        self._budget.left += self._size
+        self._size = 0
         self._parts.clear()
 
     def payload(self) -> bytes:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, Literal
 from distribcache.catalog.statement import Analysis
 from distribcache.clock import now_ns
 from distribcache.coherence.ledger import FLOORS, FRESH_AT, W
-from distribcache.entry import FILL, Entry
+from distribcache.entry import AT_NS, COST_NS, FILL, Entry
 from distribcache.proxy.fill import Fill
 from distribcache.proxy.hit import valid
 from distribcache.proxy.node import Outcome
@@ -31,6 +31,8 @@ class Wait(enum.Enum):
 
 WAIT: Final[Literal[Wait.WAIT]] = Wait.WAIT
 
+_PATIENCE = 1.0
+"""Seconds that a statement waits for its analysis; the question goes on without it."""
 _PINGS = frozenset({b"select 1", b""})
 
 
@@ -57,7 +59,7 @@ def consider(s: Session, sql: bytes, parsed: Parsed) -> tuple[Analysis | None, O
     analyst = s.database.analyst
     analysis = analyst.recall(sql, scope.schemas)
     if analysis is None and "analysis" not in s.tried:
-        s.wait("analysis", analyst.analyse(sql, scope.schemas))
+        s.wait("analysis", asyncio.wait_for(analyst.analyse(sql, scope.schemas), _PATIENCE))
         return WAIT
     if analysis is None:
         return None, Outcome("bypass", reason=why or "analysis_unsettled")
@@ -81,6 +83,9 @@ def find(s: Session, key: Key) -> Entry | Wait | None:
             s.node.l1.discard(key)
         return None
     now = now_ns()
+    if s.careful and s.coherence.mode == "ttl":  # no floor is ever missed there
+        young = not s.strict and now - (entry[AT_NS] - entry[COST_NS]) <= hot.max_staleness
+        return entry if young else None
     floor = now - hot.max_staleness
     if not hot.eventual:
         floor = max(floor, words[FLOORS], hot.notified)
@@ -138,6 +143,7 @@ def start_fill(s: Session, key: Key, analysis: Analysis, *, alone: bool) -> Fill
         began_ns=now_ns(),
         ttl=s.node.ttl(scope.workload or analysis.workload),
         cap=s.node.settings.l1.max_entry,
+        budget=s.budget,
     )
     if alone:
         fill.leads = flights.lead(key)

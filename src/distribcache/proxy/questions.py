@@ -32,10 +32,12 @@ _KEYED = frozenset(name.lower() for name in KEYED)
 class Questions:
     """See the module; one per session."""
 
-    __slots__ = ("_session",)
+    __slots__ = ("_left", "_session")
 
     def __init__(self, session: Session) -> None:
         self._session = session
+        self._left = False
+        """A question was cancelled before its statement was closed."""
 
     def scope(self, behind: bytes = b"") -> asyncio.Future[None]:
         """Ask for the session's scope; the session knows it before the future is done.
@@ -57,6 +59,7 @@ class Questions:
             nonlocal good, cancelled
             good = kind == _COMPLETE
             cancelled = kind == _ERROR and _CANCELLED in message
+            self._left = kind == _ERROR
 
         def done(kind: int, message: bytes) -> None:
             if not cancelled:
@@ -64,6 +67,9 @@ class Questions:
             if not answered.done():
                 answered.set_result(None)
 
+        if self._left:
+            s.replies.expect(Op(Front.CLOSE, ours=True))
+            behind += close(b"S", _NAME)
         for op in (
             Op(Front.PARSE, ours=True),
             Op(Front.BIND, ours=True),

@@ -19,7 +19,7 @@ from distribcache.coherence.ledger import EPOCH, SCHEMA
 from distribcache.entry import make_entry
 from distribcache.proxy.answer import READY
 from distribcache.proxy.effects import UNKNOWN, Effects
-from distribcache.proxy.fill import Fill
+from distribcache.proxy.fill import Budget, Fill
 from distribcache.proxy.hit import AS_UPSTREAM, GONE, Hot
 from distribcache.proxy.node import Database, Node, Outcome
 from distribcache.proxy.prepared import Prepared
@@ -30,6 +30,9 @@ from distribcache.query import Consistency
 from distribcache.sql.cacheability import Kind, Parsed
 
 __all__ = ["Standing"]
+
+_HELD = 8
+"""Largest entries that the fills of one exchange may hold together."""
 
 
 class Standing:
@@ -54,6 +57,8 @@ class Standing:
         self.unsettled_portal = AS_UPSTREAM
         """The same of ``hot.portal``."""
         self.strict = False
+        self.careful = False
+        """Hits are decided one by one: ``strict``, or a bound of the session's own where only time ends an entry."""
         self.outcome = Outcome()
         self.touched: dict[str, None] = {}
         """Settings that this session was seen to set and that are not keyed anyway."""
@@ -69,6 +74,7 @@ class Standing:
         """What a BEGIN in this exchange means for serving: "" served, else the reason why not; None no BEGIN."""
         self.ends_transaction = False
         self.fills: list[Fill] = []
+        self.budget = Budget(_HELD * node.settings.l1.max_entry)
         self.opaque = False
         self._databases: tuple[str, ...] = ()
 
@@ -109,6 +115,7 @@ class Standing:
         consistency = scope.consistency or self.node.settings.freshness.consistency
         self.hot.eventual = consistency is Consistency.EVENTUAL
         self.strict = consistency is Consistency.STRICT
+        self.careful = self.strict or (self.coherence.mode == "ttl" and staleness is not None)
         for name in scope.prepared_in_sql:
             self.statements.pop(name, None)
             self.hot.names.pop(name, None)
@@ -137,7 +144,7 @@ class Standing:
         hot.ready = READY[status]
         hot.in_txn = status != b"I"
         scope = self.scope
-        clean = scope is not None and not scope.refusal and not self.strict and not self.open and not self.awaiting
+        clean = scope is not None and not scope.refusal and not self.careful and not self.open and not self.awaiting
         clean = clean and not self.discarding and status != b"E" and not self.txn.impure and not self.txn.bypass
         hot.ident = scope.ident if clean and scope is not None and self.node.settings.cache.enabled else 0
 
@@ -230,6 +237,7 @@ class Standing:
             if fill.leads:
                 self.node.flights.land(fill.key)
         self.fills.clear()
+        self.budget.left = _HELD * self.node.settings.l1.max_entry
         if self.opaque:
             self.opaque = False
             self.forget_scope()

@@ -28,6 +28,7 @@ KEYED: tuple[str, ...] = (
     "lc_messages",
     "default_text_search_config",
     "row_security",
+    "client_min_messages",
     "xmlbinary",
     "xmloption",
     "transform_null_equals",
