@@ -78,7 +78,7 @@ def make_plan(
                 plan.effects.append((UNKNOWN, None, False))
     databases = tuple(name for effect, _, _ in plan.effects for name in effect.databases)
     if databases and "left" not in s.tried:
-        s.wait("left", s.node.databases.close_for_ddl(databases))
+        s.leave(databases)
         return WAIT
     return plan
 

@@ -160,6 +160,9 @@ class Session(Standing):
             if fill.leads:
                 self.node.flights.land(fill.key)
         self.fills.clear()
+        if self._leaving is not None:  # the statement that they were left for was never sent
+            leaving, names = self._leaving
+            leaving.add_done_callback(lambda _: self.node.databases.reopen(names))
         if self._databases:
             self.node.databases.reopen(self._databases)
         totals = self.node.totals
@@ -312,6 +315,12 @@ class Session(Standing):
             self._blocked = False
             self._waiting = None
             self.pump()
+
+    def leave(self, names: tuple[str, ...]) -> None:
+        """Wait until the cache has left these databases, for a statement that needs that."""
+        leaving = asyncio.ensure_future(self.node.databases.close_for_ddl(names))
+        self._leaving = leaving, names
+        self.wait("left", asyncio.shield(leaving))
 
     def will_ask(self) -> bool:
         """Will the scope have to be asked for when the transaction that ends now has ended?"""

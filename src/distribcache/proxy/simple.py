@@ -150,7 +150,7 @@ def _forward(
         return False
     effect = effects(sql, s.parsed(sql), pure=pure) if sql is not None else UNKNOWN
     if effect.databases and "left" not in s.tried:
-        s.wait("left", s.node.databases.close_for_ddl(effect.databases))
+        s.leave(effect.databases)
         return False
     mistyped = sql is not None and bool(s.parsed(sql).error) and not s.txn.ddl and not s.txn.poll
     s.forget_unnamed()

@@ -12,6 +12,7 @@ Rules:
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 
 from distribcache.clock import now_ns
@@ -77,6 +78,8 @@ class Standing:
         self.budget = Budget(_HELD * node.settings.l1.max_entry)
         self.opaque = False
         self._databases: tuple[str, ...] = ()
+        self._leaving: tuple[asyncio.Future[None], tuple[str, ...]] | None = None
+        """What is being left for a statement that is not sent yet."""
 
     # ---- what is known ----------------------------------------------------------------------------------------------
 
@@ -176,6 +179,7 @@ class Standing:
             txn.bypass = "isolation"
         if effects.databases:
             self._databases += effects.databases
+            self._leaving = None
         self.forget_statements(effects.forgets)
         for setting in effects.settings:
             self.touched[setting] = None
