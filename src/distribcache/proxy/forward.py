@@ -127,6 +127,7 @@ def _judge(
         return None
     # Text of time with time zone depends on today's date though it names no day.
     zoned = any(oid in _TIME_WITH_ZONE for oid in statement.oids)
+    zoned = zoned or any(name.name == "timetz" for each in parsed.statements for name in each.types)
     if zoned or any(value is not None and dangerous_parameter(value) for value in params):
         plan.outcome = Outcome("refused", reason="time_parameter", tables=outcome.tables, workload=outcome.workload)
         return None

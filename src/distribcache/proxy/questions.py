@@ -10,6 +10,7 @@ import asyncio
 import json
 from typing import TYPE_CHECKING
 
+from distribcache.coherence.ledger import EPOCH, SCHEMA
 from distribcache.errors import ProtocolError, UpstreamError
 from distribcache.proxy.group import parse_message
 from distribcache.proxy.replies import Op
@@ -51,6 +52,8 @@ class Questions:
         rows: list[bytes] = []
         answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         good = cancelled = False
+        # A change of the catalogue or of the server while the question is on its way makes its answer an old one.
+        asked_under = (s.coherence.words[EPOCH], s.coherence.words[SCHEMA])
         extra = tuple(
             sorted(name for name in s.touched if name.lower() not in _KEYED and not name.startswith("distribcache."))
         )
@@ -63,7 +66,7 @@ class Questions:
 
         def done(kind: int, message: bytes) -> None:
             if not cancelled:
-                s.know_scope(self._read(rows, extra) if good else _refused("scope_query_failed"))
+                s.know_scope(self._read(rows, extra) if good else _refused("scope_query_failed"), asked_under)
             if not answered.done():
                 answered.set_result(None)
 

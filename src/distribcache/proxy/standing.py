@@ -107,11 +107,10 @@ class Standing:
             return "scope_unknown"
         return self.scope.refusal
 
-    def know_scope(self, scope: Scope) -> None:
-        """The answer to the question about the session."""
+    def know_scope(self, scope: Scope, asked_under: tuple[int, int]) -> None:
+        """The answer to the question about the session, and the epoch and schema slot when it was asked."""
         self.scope = scope
-        words = self.coherence.words
-        self.hot.epoch, self.hot.schema = words[EPOCH], words[SCHEMA]
+        self.hot.epoch, self.hot.schema = asked_under
         staleness = scope.max_staleness_ns
         bound = self.coherence.max_staleness_ns
         self.hot.max_staleness = bound if staleness is None else min(bound, staleness)
