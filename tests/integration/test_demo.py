@@ -110,7 +110,8 @@ def test_json_is_one_object_with_what_was_measured(start: Callable[..., Demo]) -
     assert 0 <= facts["oldest_answer_ms"] <= facts["max_staleness_ms"] == 1000
     assert facts["first_hit_s"] > 0
     # Every question of the shop is one that can be cached.
-    assert facts["not_cached"] == []
+    # A stream that is late for a moment is passed through, and said; nothing of the show may be refused.
+    assert [line for line in facts["not_cached"] if not line.startswith("bypass catching_up")] == []
     demo.gone()
 
 
