@@ -165,8 +165,16 @@ class Databases:
         return coherence
 
     def _start(self, name: str) -> None:
-        if name in self._open and name not in self._ddl:
-            self._spawn(self._open[name].start())
+        coherence = self._open.get(name)
+        if coherence is not None and name not in self._ddl:
+            self._spawn(self._begin(name, coherence))
+
+    async def _begin(self, name: str, coherence: Coherence) -> None:
+        """Start when nothing of ours is still leaving that database: a late stop would end the new link unseen."""
+        while name in self._stopping:
+            await asyncio.wait({self._stopping[name]})
+        if self._open.get(name) is coherence and name not in self._ddl:
+            await coherence.start()
 
     def _leave(self, name: str) -> None:
         self._linger.pop(name, None)
