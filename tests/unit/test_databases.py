@@ -59,6 +59,7 @@ async def test_reopened_while_it_is_being_left(followed: Followed) -> None:
 async def test_not_begun_again_while_a_statement_still_needs_it_left(followed: Followed) -> None:
     some = Databases("host=nowhere", Options())
     some.acquire("shop")
+    await settle()
     followed.told.set()
     await some.close_for_ddl(["shop"])
     await some.close_for_ddl(["shop"])
