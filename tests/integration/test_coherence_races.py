@@ -320,8 +320,13 @@ async def test_without_normalising_that_wait_does_not_end(database: Database, mo
         assert following_now is not None
         following_now.probe.may_flush = False
         monkeypatch.setattr(coverage_module, "normalise", lambda lsn, _: lsn)
-        await asyncio.to_thread(database.execute, "SELECT pg_switch_wal()")
-        assert not await followed.coherence.wait_fresh(now_ns(), 0.5)
+        ended = []
+        for _ in range(6):  # anything that the server logs by itself ends a wait too
+            await asyncio.to_thread(database.execute, "SELECT pg_switch_wal()")
+            ended.append(await followed.coherence.wait_fresh(now_ns(), 0.5))
+            if not ended[-1]:
+                break
+        assert not ended[-1]
 
 
 async def test_an_unflushed_commit_is_flushed_on_demand(make_postgres: MakePostgres) -> None:
