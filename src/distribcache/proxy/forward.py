@@ -13,7 +13,7 @@ from distribcache.proxy.fill import Fill
 from distribcache.proxy.group import Loose, Message, Run, parse_message
 from distribcache.proxy.hit import AS_UPSTREAM
 from distribcache.proxy.local import State, key_of, statement_of, unnamed
-from distribcache.proxy.lookup import WAIT, Wait, consider, is_ping, start_fill
+from distribcache.proxy.lookup import WAIT, Wait, consider, is_ping, miss, start_fill
 from distribcache.proxy.node import Outcome
 from distribcache.proxy.prepared import Prepared
 from distribcache.proxy.replies import Op
@@ -134,13 +134,10 @@ def _judge(
     fill = start_fill(s, key_of(s, data, run, statement), analysis, alone=alone)
     if fill is WAIT:
         return WAIT
-    reason = "not_fresh" if "fresh" in s.tried else ""
-    if fill is None:
-        reason = "no_fill_point"
-    else:
+    if fill is not None:
         fill.limited = limited
         plan.fills[at] = fill
-    plan.outcome = Outcome("miss", reason=reason, tables=outcome.tables, workload=outcome.workload)
+    plan.outcome = miss(s, fill, outcome)
     return None
 
 

@@ -18,7 +18,7 @@ from distribcache.sql.cacheability import Kind, Parsed
 if TYPE_CHECKING:
     from distribcache.proxy.session import Session
 
-__all__ = ["WAIT", "Wait", "consider", "find", "serve_entry", "start_fill"]
+__all__ = ["WAIT", "Wait", "consider", "find", "miss", "serve_entry", "start_fill"]
 
 Key = tuple[int, bytes]
 
@@ -148,6 +148,12 @@ def start_fill(s: Session, key: Key, analysis: Analysis, *, alone: bool) -> Fill
     if alone:
         fill.leads = flights.lead(key)
     return fill
+
+
+def miss(s: Session, fill: Fill | None, considered: Outcome) -> Outcome:
+    """What to report of a cacheable read that goes upstream."""
+    reason = "no_fill_point" if fill is None else "not_fresh" if "fresh" in s.tried else ""
+    return Outcome("miss", reason=reason, tables=considered.tables, workload=considered.workload)
 
 
 async def _landed(flight: asyncio.Future[None], seconds: float) -> None:

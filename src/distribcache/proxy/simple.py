@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from distribcache.errors import ProtocolError
 from distribcache.proxy.answer import READY, describe_rows, rows
 from distribcache.proxy.effects import CONTROL, UNKNOWN, effects
-from distribcache.proxy.lookup import WAIT, consider, find, is_ping, serve_entry, start_fill
+from distribcache.proxy.lookup import WAIT, consider, find, is_ping, miss, serve_entry, start_fill
 from distribcache.proxy.node import Outcome
 from distribcache.proxy.replies import Op
 from distribcache.proxy.shows import own_table
@@ -114,7 +114,7 @@ def query(s: Session, message: bytes) -> bool:
     fill = start_fill(s, key, analysis, alone=True)
     if fill is WAIT:
         return False
-    missed = Outcome("miss", reason=_why_missed(s, fill is None), tables=outcome.tables, workload=outcome.workload)
+    missed = miss(s, fill, outcome)
     s.forget_unnamed()
     if fill is not None:
         s.fills.append(fill)
@@ -123,12 +123,6 @@ def query(s: Session, message: bytes) -> bool:
     s.sent(awaiting=True)
     s.wires.to_upstream(message)
     return True
-
-
-def _why_missed(s: Session, unfillable: bool) -> str:
-    if unfillable:
-        return "no_fill_point"
-    return "not_fresh" if "fresh" in s.tried else ""
 
 
 def _mistyped(s: Session) -> Callable[[int, bytes], None]:
