@@ -7,9 +7,9 @@ import struct
 from types import TracebackType
 from typing import Self
 
-from distribcache.wire.messages import SYNC, read_data_row
+from distribcache.wire.messages import SYNC, bind, execute, parse, read_data_row
 
-__all__ = ["RawClient", "split"]
+__all__ = ["RawClient", "run", "split"]
 
 
 def split(data: bytes) -> list[bytes]:
@@ -21,6 +21,11 @@ def split(data: bytes) -> list[bytes]:
         messages.append(data[at:end])
         at = end
     return messages
+
+
+def run(sql: bytes) -> bytes:
+    """Parse, Bind and Execute of the unnamed statement, with no Sync behind them."""
+    return parse(b"", sql) + bind(b"", b"") + execute(b"")
 
 
 class RawClient:
@@ -73,6 +78,11 @@ class RawClient:
     def rows_until_ready(self) -> list[list[bytes | None]]:
         """The values of the rows in the reply that comes now."""
         return [list(read_data_row(message[5:]).values) for message in self.until(b"Z") if message[:1] == b"D"]
+
+    def rows(self, data: bytes) -> list[list[bytes | None]]:
+        """Send, and read the values of the rows up to ReadyForQuery."""
+        self.send(data)
+        return self.rows_until_ready()
 
     def sync(self) -> list[bytes]:
         return self.exchange(SYNC)

@@ -7,36 +7,23 @@ from typing import Any
 
 import pytest
 from fix_postgres import Database
-from fix_proxy import InnerProxy, MakeInnerProxy
-from rawclient import RawClient
+from fix_proxy import InnerProxy
+from rawclient import RawClient, run
 
 from distribcache.proxy import local, simple
 from distribcache.proxy.transaction import control
-from distribcache.wire.messages import SYNC, bind, execute, parse, query
+from distribcache.wire.messages import SYNC, query
 
 CANCELLED = b"DO $$ BEGIN RAISE EXCEPTION 'cancelled' USING ERRCODE = '57014'; END $$"
+STOCK = ("CREATE TABLE stock (id int PRIMARY KEY, value text)",)
+SETTINGS: dict[str, str] = {}
 
 
 @pytest.fixture
-def stock(database: Database) -> Database:
-    database.execute("CREATE TABLE stock (id int PRIMARY KEY, value text)")
-    return database
-
-
-@pytest.fixture
-def proxy(stock: Database, make_inner_proxy: MakeInnerProxy) -> InnerProxy:
-    return make_inner_proxy(stock.url())
-
-
-@pytest.fixture
-def client(stock: Database, proxy: InnerProxy) -> Iterator[RawClient]:
-    with RawClient(proxy.host, proxy.port, stock.name) as client:
+def client(stock: Database, inner: InnerProxy) -> Iterator[RawClient]:
+    with RawClient(inner.host, inner.port, stock.name) as client:
         client.exchange(query(b"SELECT count(*) FROM stock"))
         yield client
-
-
-def run(sql: bytes) -> bytes:
-    return parse(b"", sql) + bind(b"", b"") + execute(b"")
 
 
 def cancelled(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,67 +5,41 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
 
 import psycopg
 import pytest
 from fix_postgres import Database
 from fix_proxy import InnerProxy, MakeInnerProxy
-from rawclient import RawClient
+from rawclient import RawClient, run
 from wait import until
 
 from distribcache.proxy import questions
-from distribcache.wire.messages import FLUSH, bind, execute, parse, query
+from distribcache.wire.messages import FLUSH, query
 
 READ = b"SELECT value FROM stock WHERE id = 1"
+STOCK = (
+    "CREATE TABLE stock (id int PRIMARY KEY, value text)",
+    "INSERT INTO stock SELECT i, repeat('x', 500000) FROM generate_series(1, 60) i",
+)
 
 
-@pytest.fixture
-def stock(database: Database) -> Database:
-    database.execute(
-        "CREATE TABLE stock (id int PRIMARY KEY, value text)",
-        "INSERT INTO stock SELECT i, repeat('x', 500000) FROM generate_series(1, 60) i",
-    )
-    return database
-
-
-@pytest.fixture
-def proxy(stock: Database, make_inner_proxy: MakeInnerProxy) -> InnerProxy:
-    return make_inner_proxy(stock.url(), {"freshness.max_staleness": "30s"})
-
-
-@pytest.fixture
-def client(stock: Database, proxy: InnerProxy) -> Iterator[RawClient]:
-    with RawClient(proxy.host, proxy.port, stock.name) as client:
-        yield client
-
-
-def run(sql: bytes) -> bytes:
-    return parse(b"", sql) + bind(b"", b"") + execute(b"")
-
-
-def rows(client: RawClient, data: bytes) -> list[list[bytes | None]]:
-    client.send(data)
-    return client.rows_until_ready()
-
-
-def test_replies_held_for_the_end_of_an_exchange_are_bounded(proxy: InnerProxy, client: RawClient) -> None:
+def test_replies_held_for_the_end_of_an_exchange_are_bounded(inner: InnerProxy, client: RawClient) -> None:
     """A pipeline that only flushes may go on for hours: what it may store at its end must not all be held."""
     client.exchange(query(b"SELECT count(*) FROM stock"))
-    session = next(iter(proxy.proxy.node.live))
+    session = next(iter(inner.proxy.node.live))
     for number in range(1, 61):
         client.send(run(b"SELECT value FROM stock WHERE id = %d" % number) + FLUSH)
         client.until(b"C")
     held = sum(fill._size for fill in session.fills if not fill.spoiled)
-    assert 0 < held <= 16 * proxy.proxy.node.settings.l1.max_entry
+    assert 0 < held <= 16 * inner.proxy.node.settings.l1.max_entry
 
 
 def test_a_notice_is_only_left_out_where_the_session_does_not_want_it(
-    stock: Database, proxy: InnerProxy, client: RawClient
+    stock: Database, inner: InnerProxy, client: RawClient
 ) -> None:
     """``to_tsquery`` of a stop word gives a NOTICE; who does not hear it must not answer for who does."""
     sql = query(b"SELECT id FROM stock WHERE to_tsvector('english', 'a') @@ to_tsquery('english', 'the')")
-    with RawClient(proxy.host, proxy.port, stock.name, options="-c client_min_messages=error") as deaf:
+    with RawClient(inner.host, inner.port, stock.name, options="-c client_min_messages=error") as deaf:
         for _ in range(3):
             assert b"N" not in [each[:1] for each in deaf.exchange(sql)]
     for _ in range(2):
@@ -73,15 +47,15 @@ def test_a_notice_is_only_left_out_where_the_session_does_not_want_it(
 
 
 def test_a_frozen_catalogue_connection_delays_a_new_statement_by_seconds_at_most(
-    stock: Database, proxy: InnerProxy, client: RawClient
+    stock: Database, inner: InnerProxy, client: RawClient
 ) -> None:
-    until(lambda: client.exchange(query(b"SELECT count(*) FROM stock")) and next(iter(proxy.proxy.databases)).serving)
-    coherence = next(iter(proxy.proxy.databases))
+    until(lambda: client.exchange(query(b"SELECT count(*) FROM stock")) and next(iter(inner.proxy.databases)).serving)
+    coherence = next(iter(inner.proxy.databases))
     pid = coherence._following.link.catalogue.connection.pgconn.backend_pid  # type: ignore[attr-defined]
     os.kill(pid, signal.SIGSTOP)
     try:
         began = time.monotonic()
-        assert rows(client, query(b"SELECT max(id) FROM stock")) == [[b"60"]]
+        assert client.rows(query(b"SELECT max(id) FROM stock")) == [[b"60"]]
         assert time.monotonic() - began < 4
     finally:
         os.kill(pid, signal.SIGCONT)
@@ -118,4 +92,4 @@ def test_a_cancelled_question_leaves_nothing_behind(
         client.until(b"Z")
     client.exchange(query(READ))
     client.exchange(query(READ))
-    assert rows(client, query(b"SHOW distribcache.last"))[0][0] == b"hit"
+    assert client.rows(query(b"SHOW distribcache.last"))[0][0] == b"hit"

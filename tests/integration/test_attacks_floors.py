@@ -4,36 +4,22 @@ from __future__ import annotations
 
 import pytest
 from fix_postgres import Database
-from fix_proxy import InnerProxy, MakeInnerProxy
-from rawclient import RawClient
+from fix_proxy import InnerProxy
+from rawclient import RawClient, run
 from wait import until
 
 from distribcache.wire.messages import FLUSH, SYNC, bind, execute, message, parse, query
 
 READ = b"SELECT sum(value) FROM stock"
 UPDATE = b"UPDATE stock SET value = 10"
-
-
-@pytest.fixture
-def stock(database: Database) -> Database:
-    database.execute(
-        "CREATE TABLE stock (value int)",
-        "INSERT INTO stock VALUES (1)",
-        "CREATE FUNCTION raise_it() RETURNS int LANGUAGE sql VOLATILE AS 'UPDATE stock SET value = 10 RETURNING 1'",
-        "CREATE VIEW raising AS SELECT raise_it()",
-        "CREATE PROCEDURE failing() LANGUAGE plpgsql AS"
-        " $$ BEGIN UPDATE stock SET value = 10; COMMIT; RAISE EXCEPTION 'after'; END $$",
-    )
-    return database
-
-
-@pytest.fixture
-def proxy(stock: Database, make_inner_proxy: MakeInnerProxy) -> InnerProxy:
-    return make_inner_proxy(stock.url(), {"freshness.max_staleness": "30s"})
-
-
-def run(sql: bytes) -> bytes:
-    return parse(b"", sql) + bind(b"", b"") + execute(b"")
+STOCK = (
+    "CREATE TABLE stock (value int)",
+    "INSERT INTO stock VALUES (1)",
+    "CREATE FUNCTION raise_it() RETURNS int LANGUAGE sql VOLATILE AS 'UPDATE stock SET value = 10 RETURNING 1'",
+    "CREATE VIEW raising AS SELECT raise_it()",
+    """CREATE PROCEDURE failing() LANGUAGE plpgsql AS
+    $$ BEGIN UPDATE stock SET value = 10; COMMIT; RAISE EXCEPTION 'after'; END $$""",
+)
 
 
 WRITES: dict[str, list[bytes]] = {
@@ -70,11 +56,11 @@ WRITES: dict[str, list[bytes]] = {
 
 @pytest.mark.parametrize("how", WRITES)
 def test_a_write_is_read_by_others_once_it_is_acknowledged(
-    stock: Database, proxy: InnerProxy, monkeypatch: pytest.MonkeyPatch, how: str
+    stock: Database, inner: InnerProxy, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     with (
-        RawClient(proxy.host, proxy.port, stock.name) as writer,
-        RawClient(proxy.host, proxy.port, stock.name) as reader,
+        RawClient(inner.host, inner.port, stock.name) as writer,
+        RawClient(inner.host, inner.port, stock.name) as reader,
     ):
 
         def hit() -> bool:
@@ -85,7 +71,7 @@ def test_a_write_is_read_by_others_once_it_is_acknowledged(
             return reader.rows_until_ready()[0][0] == b"hit"
 
         until(hit, "never a hit")
-        proxy.hold_stream(monkeypatch)
+        inner.hold_stream(monkeypatch)
         for data in WRITES[how]:
             writer.send(data)
             while writer.message()[:1] not in (b"Z", b"G"):

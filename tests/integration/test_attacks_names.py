@@ -2,62 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
-from fix_postgres import Database
-from fix_proxy import InnerProxy, MakeInnerProxy
-from rawclient import RawClient
-from wait import until
+from fix_proxy import InnerProxy
+from fix_stock import warm
+from rawclient import RawClient, run
 
 from distribcache.wire.messages import FLUSH, SYNC, bind, close, execute, parse, query
 
 READ = b"SELECT value FROM stock WHERE id = 1"
 OTHER = b"SELECT value FROM stock WHERE id = 2"
 DATED = b"SELECT value FROM stock WHERE day = '01/02/2020'"
-
-
-@pytest.fixture
-def stock(database: Database) -> Database:
-    database.execute(
-        "CREATE TABLE stock (id int PRIMARY KEY, value int, day date)",
-        "INSERT INTO stock VALUES (1, 1, '2020-01-02'), (2, 2, '2020-02-01')",
-    )
-    return database
-
-
-@pytest.fixture
-def proxy(stock: Database, make_inner_proxy: MakeInnerProxy) -> InnerProxy:
-    return make_inner_proxy(stock.url(), {"freshness.max_staleness": "30s"})
-
-
-@pytest.fixture
-def client(stock: Database, proxy: InnerProxy) -> Iterator[RawClient]:
-    with RawClient(proxy.host, proxy.port, stock.name) as client:
-        yield client
-
-
-@pytest.fixture
-def second(stock: Database, proxy: InnerProxy) -> Iterator[RawClient]:
-    with RawClient(proxy.host, proxy.port, stock.name) as client:
-        yield client
-
-
-def run(sql: bytes) -> bytes:
-    return parse(b"", sql) + bind(b"", b"") + execute(b"")
-
-
-def rows(client: RawClient, data: bytes) -> list[list[bytes | None]]:
-    client.send(data)
-    return client.rows_until_ready()
-
-
-def warm(client: RawClient, data: bytes) -> None:
-    def hit() -> bool:
-        client.exchange(data)
-        return rows(client, query(b"SHOW distribcache.last"))[0][0] == b"hit"
-
-    until(hit, "never a hit")
+STOCK = (
+    "CREATE TABLE stock (id int PRIMARY KEY, value int, day date)",
+    "INSERT INTO stock VALUES (1, 1, '2020-01-02'), (2, 2, '2020-02-01')",
+)
 
 
 @pytest.mark.parametrize("name", [b"", b"s"], ids=["unnamed", "named"])
@@ -70,19 +28,19 @@ def test_a_name_is_not_what_it_was_while_a_parse_of_it_is_under_way(
     again = close(b"S", name) + parse(name, OTHER) + FLUSH
     client.send(again + bind(b"", name) + execute(b"") + SYNC)
     assert client.rows_until_ready() == [[b"2"]]
-    assert rows(second, bind(b"", name) + execute(b"") + SYNC) == [[b"1"]]
-    assert rows(client, bind(b"", name) + execute(b"") + SYNC) == [[b"2"]]
+    assert second.rows(bind(b"", name) + execute(b"") + SYNC) == [[b"1"]]
+    assert client.rows(bind(b"", name) + execute(b"") + SYNC) == [[b"2"]]
 
 
 def test_a_write_under_a_name_that_was_a_read(
-    proxy: InnerProxy, client: RawClient, second: RawClient, monkeypatch: pytest.MonkeyPatch
+    inner: InnerProxy, client: RawClient, second: RawClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     warm(second, query(READ))
     client.exchange(parse(b"s", OTHER) + SYNC)
-    proxy.hold_stream(monkeypatch)
+    inner.hold_stream(monkeypatch)
     again = close(b"S", b"s") + parse(b"s", b"UPDATE stock SET value = 10 WHERE id = 1") + FLUSH
     client.exchange(again + bind(b"", b"s") + execute(b"") + SYNC)
-    assert rows(second, query(READ)) == [[b"10"]]
+    assert second.rows(query(READ)) == [[b"10"]]
 
 
 def test_a_name_deallocated_in_the_exchange_that_parsed_it(client: RawClient, second: RawClient) -> None:
@@ -90,8 +48,8 @@ def test_a_name_deallocated_in_the_exchange_that_parsed_it(client: RawClient, se
     second.exchange(parse(b"s", READ) + SYNC)
     client.exchange(parse(b"s", READ) + run(b"DEALLOCATE s") + run(b"PREPARE s AS " + OTHER) + SYNC)
     for _ in range(3):
-        assert rows(client, bind(b"", b"s") + execute(b"") + SYNC) == [[b"2"]]
-        assert rows(second, bind(b"", b"s") + execute(b"") + SYNC) == [[b"1"]]
+        assert client.rows(bind(b"", b"s") + execute(b"") + SYNC) == [[b"2"]]
+        assert second.rows(bind(b"", b"s") + execute(b"") + SYNC) == [[b"1"]]
 
 
 def test_literals_are_read_at_parse_also_while_the_scope_is_unknown(client: RawClient, second: RawClient) -> None:
@@ -102,8 +60,8 @@ def test_literals_are_read_at_parse_also_while_the_scope_is_unknown(client: RawC
         each.exchange(query(b"COMMIT"))
         each.exchange(query(b"SET DateStyle = 'ISO, MDY'"))
     for _ in range(3):
-        assert rows(client, bind(b"", b"s") + execute(b"") + SYNC) == [[b"1"]]
-        assert rows(second, bind(b"", b"s") + execute(b"") + SYNC) == [[b"2"]]
+        assert client.rows(bind(b"", b"s") + execute(b"") + SYNC) == [[b"1"]]
+        assert second.rows(bind(b"", b"s") + execute(b"") + SYNC) == [[b"2"]]
 
 
 def test_literals_are_read_at_parse_also_behind_a_set_in_the_same_group(client: RawClient, second: RawClient) -> None:
@@ -113,15 +71,15 @@ def test_literals_are_read_at_parse_also_behind_a_set_in_the_same_group(client: 
         each.exchange(run(b"SET DateStyle = 'ISO, " + style + b"'") + parse(b"s", DATED) + SYNC)
         each.exchange(query(b"SET DateStyle = 'ISO, MDY'"))
     for _ in range(3):
-        assert rows(client, bind(b"", b"s") + execute(b"") + SYNC) == [[b"1"]]
-        assert rows(second, bind(b"", b"s") + execute(b"") + SYNC) == [[b"2"]]
+        assert client.rows(bind(b"", b"s") + execute(b"") + SYNC) == [[b"1"]]
+        assert second.rows(bind(b"", b"s") + execute(b"") + SYNC) == [[b"2"]]
 
 
 def test_a_parse_answered_here_was_read_under_the_settings_of_then(client: RawClient, second: RawClient) -> None:
     warm(second, run(DATED) + SYNC)
     client.exchange(parse(b"set", b"SET DateStyle = 'ISO, DMY'") + SYNC)
     warm(client, run(DATED) + SYNC)
-    assert rows(client, run(DATED) + SYNC) == [[b"1"]]  # the unnamed statement, from memory
+    assert client.rows(run(DATED) + SYNC) == [[b"1"]]  # the unnamed statement, from memory
     client.exchange(bind(b"p", b"set") + execute(b"p") + SYNC)
     for _ in range(3):
-        assert rows(client, bind(b"", b"") + execute(b"") + SYNC) == [[b"1"]]
+        assert client.rows(bind(b"", b"") + execute(b"") + SYNC) == [[b"1"]]

@@ -2,64 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
-from fix_postgres import Database
-from fix_proxy import InnerProxy, MakeInnerProxy
-from rawclient import RawClient
-from wait import until
+from fix_stock import warm
+from rawclient import RawClient, run
 
 from distribcache.wire.messages import FLUSH, SYNC, bind, describe, execute, message, parse, query
 
 READ = b"SELECT value FROM stock"
-
-
-@pytest.fixture
-def stock(database: Database) -> Database:
-    database.execute(
-        "CREATE TABLE stock (value text)",
-        "INSERT INTO stock VALUES ('public')",
-        "CREATE SCHEMA hidden",
-        "CREATE TABLE hidden.stock (value text)",
-        "INSERT INTO hidden.stock VALUES ('hidden')",
-        "CREATE TABLE noise (id int)",
-        "CREATE FUNCTION move() RETURNS trigger LANGUAGE plpgsql AS"
-        " $$ BEGIN PERFORM set_config('search_path', 'hidden', false); RETURN NULL; END $$",
-        "CREATE CONSTRAINT TRIGGER late AFTER INSERT ON noise DEFERRABLE INITIALLY DEFERRED"
-        " FOR EACH ROW EXECUTE FUNCTION move()",
-        "CREATE PROCEDURE move_too() LANGUAGE plpgsql AS"
-        " $$ BEGIN PERFORM set_config('search_path', 'hidden', false); COMMIT; RAISE EXCEPTION 'after'; END $$",
-    )
-    return database
-
-
-@pytest.fixture
-def proxy(stock: Database, make_inner_proxy: MakeInnerProxy) -> InnerProxy:
-    return make_inner_proxy(stock.url(), {"freshness.max_staleness": "30s"})
-
-
-@pytest.fixture
-def client(stock: Database, proxy: InnerProxy) -> Iterator[RawClient]:
-    with RawClient(proxy.host, proxy.port, stock.name) as client:
-        yield client
-
-
-def run(sql: bytes) -> bytes:
-    return parse(b"", sql) + bind(b"", b"") + execute(b"")
-
-
-def rows(client: RawClient, data: bytes) -> list[list[bytes | None]]:
-    client.send(data)
-    return client.rows_until_ready()
-
-
-def warm(client: RawClient, data: bytes) -> None:
-    def hit() -> bool:
-        client.exchange(data)
-        return rows(client, query(b"SHOW distribcache.last"))[0][0] == b"hit"
-
-    until(hit, "never a hit")
+STOCK = (
+    "CREATE TABLE stock (value text)",
+    "INSERT INTO stock VALUES ('public')",
+    "CREATE SCHEMA hidden",
+    "CREATE TABLE hidden.stock (value text)",
+    "INSERT INTO hidden.stock VALUES ('hidden')",
+    "CREATE TABLE noise (id int)",
+    """CREATE FUNCTION move() RETURNS trigger LANGUAGE plpgsql AS
+    $$ BEGIN PERFORM set_config('search_path', 'hidden', false); RETURN NULL; END $$""",
+    """CREATE CONSTRAINT TRIGGER late AFTER INSERT ON noise DEFERRABLE INITIALLY DEFERRED
+    FOR EACH ROW EXECUTE FUNCTION move()""",
+    """CREATE PROCEDURE move_too() LANGUAGE plpgsql AS
+    $$ BEGIN PERFORM set_config('search_path', 'hidden', false); COMMIT; RAISE EXCEPTION 'after'; END $$""",
+)
 
 
 SET = b"SET search_path = hidden"
@@ -110,5 +73,5 @@ def test_a_change_of_the_session_is_learned(client: RawClient, how: str) -> None
         while client.message()[:1] not in (b"Z", b"G"):
             pass
     for data in (query(READ), run(READ) + SYNC, bind(b"", b"named") + execute(b"") + SYNC):
-        assert rows(client, data) == [[b"hidden"]]
-        assert rows(client, data) == [[b"hidden"]]
+        assert client.rows(data) == [[b"hidden"]]
+        assert client.rows(data) == [[b"hidden"]]

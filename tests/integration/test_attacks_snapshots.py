@@ -9,29 +9,15 @@ from __future__ import annotations
 import psycopg
 import pytest
 from fix_postgres import Database
-from fix_proxy import InnerProxy, MakeInnerProxy, last
-from rawclient import RawClient
+from fix_proxy import InnerProxy, last
+from rawclient import RawClient, run
 from wait import until
 
-from distribcache.wire.messages import FLUSH, SYNC, bind, execute, parse, query
+from distribcache.wire.messages import FLUSH, SYNC, query
 
 READ = b"SELECT value FROM stock WHERE id = 1"
 OTHER = b"SELECT value FROM stock WHERE id = 2"
-
-
-@pytest.fixture
-def stock(database: Database) -> Database:
-    database.execute("CREATE TABLE stock (id int PRIMARY KEY, value int)", "INSERT INTO stock VALUES (1, 1), (2, 1)")
-    return database
-
-
-@pytest.fixture
-def proxy(stock: Database, make_inner_proxy: MakeInnerProxy) -> InnerProxy:
-    return make_inner_proxy(stock.url(), {"freshness.max_staleness": "30s"})
-
-
-def run(sql: bytes) -> bytes:
-    return parse(b"", sql) + bind(b"", b"") + execute(b"")
+STOCK = ("CREATE TABLE stock (id int PRIMARY KEY, value int)", "INSERT INTO stock VALUES (1, 1), (2, 1)")
 
 
 def arrived(connection: psycopg.Connection[object], value: int) -> None:
@@ -54,9 +40,9 @@ BEGINNINGS = {
 
 @pytest.mark.parametrize("how", BEGINNINGS)
 def test_a_transaction_that_becomes_repeatable_read_neither_fills_nor_hits(
-    stock: Database, proxy: InnerProxy, how: str
+    stock: Database, inner: InnerProxy, how: str
 ) -> None:
-    with RawClient(proxy.host, proxy.port, stock.name) as client, proxy.connect() as witness:
+    with RawClient(inner.host, inner.port, stock.name) as client, inner.connect() as witness:
         client.exchange(query(b"BEGIN"))
         client.exchange(query(b"SHOW server_version"))  # now it is begun upstream
         client.exchange(BEGINNINGS[how])
@@ -73,8 +59,8 @@ def test_a_transaction_that_becomes_repeatable_read_neither_fills_nor_hits(
         assert client.rows_until_ready() == [[b"2"]], "the old snapshot's answer was stored as a new one"
 
 
-def test_an_implicit_transaction_under_another_default_keeps_its_snapshot(stock: Database, proxy: InnerProxy) -> None:
-    with RawClient(proxy.host, proxy.port, stock.name) as client, proxy.connect() as witness:
+def test_an_implicit_transaction_under_another_default_keeps_its_snapshot(stock: Database, inner: InnerProxy) -> None:
+    with RawClient(inner.host, inner.port, stock.name) as client, inner.connect() as witness:
         client.exchange(query(b"SET default_transaction_isolation = 'repeatable read'"))
         client.exchange(query(OTHER))
         client.exchange(query(OTHER))
@@ -88,8 +74,8 @@ def test_an_implicit_transaction_under_another_default_keeps_its_snapshot(stock:
         assert client.rows_until_ready() == [[b"2"]], "the old snapshot's answer was stored as a new one"
 
 
-def test_a_repeatable_read_begun_in_the_same_exchange_keeps_its_snapshot(stock: Database, proxy: InnerProxy) -> None:
-    with RawClient(proxy.host, proxy.port, stock.name) as client, proxy.connect() as witness:
+def test_a_repeatable_read_begun_in_the_same_exchange_keeps_its_snapshot(stock: Database, inner: InnerProxy) -> None:
+    with RawClient(inner.host, inner.port, stock.name) as client, inner.connect() as witness:
         client.exchange(query(OTHER))
         client.exchange(query(OTHER))
         client.send(run(b"BEGIN ISOLATION LEVEL REPEATABLE READ") + run(b"SELECT count(*) FROM stock") + FLUSH)
@@ -104,14 +90,14 @@ def test_a_repeatable_read_begun_in_the_same_exchange_keeps_its_snapshot(stock: 
 
 
 def test_one_group_under_another_default_is_one_snapshot(
-    stock: Database, proxy: InnerProxy, monkeypatch: pytest.MonkeyPatch
+    stock: Database, inner: InnerProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A hit in front of a miss would be older than the miss: only a transaction at read committed may see that."""
-    with RawClient(proxy.host, proxy.port, stock.name) as client:
+    with RawClient(inner.host, inner.port, stock.name) as client:
         client.exchange(query(b"SET default_transaction_isolation = 'repeatable read'"))
         for _ in range(3):
             client.exchange(run(READ) + SYNC)
-        proxy.hold_stream(monkeypatch)
+        inner.hold_stream(monkeypatch)
         stock.execute("UPDATE stock SET value = 2")
         client.send(run(READ) + run(OTHER) + SYNC)
         assert client.rows_until_ready() in ([[b"1"], [b"1"]], [[b"2"], [b"2"]])
