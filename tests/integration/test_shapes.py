@@ -146,6 +146,12 @@ ERRORS: dict[str, tuple[list[Step], int]] = {
     "suspended, then the rest": ([step(B(b"", b"s2"), E(b"", 2), E(b"", 2), E(b"", 2), S)], 0),
     "suspended in a transaction": ([BEGIN, step(B(b"", b"s2"), E(b"", 2), S), step(E(b"", 9), S), COMMIT], 0),
     "limit on the last run only": ([step(B(b"", b"s2"), E(b""), B(b"", b"s2"), E(b"", 2), S)], 2),
+    "a failed transaction, after an unnamed read": (
+        [
+            BEGIN, step(*UNNAMED), step(P(b"y", b"SELEC"), S),
+            step(CS(b"x"), P(b"x", b"DELETE FROM note WHERE false"), B(b"", b"x"), E(b""), S), ROLLBACK,
+        ], 1,
+    ),
     "named portal": ([BEGIN, step(B(b"p", b"s2"), E(b"p", 2), S), step(E(b"p", 2), CS(b"x"), S), COMMIT], 0),
     "second Execute of a finished portal": ([step(B(b"", b"s2"), E(b""), E(b""), S)], 1),
     "second Execute after Flush": ([step(B(b"", b"s2"), E(b""), H, ends=b"C"), step(E(b""), S)], 1),

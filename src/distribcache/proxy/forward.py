@@ -152,7 +152,7 @@ def send(s: Session, data: bytes, going: list[Run | Loose], plan: Plan, ended: i
         s.report(plan.outcome)
     schema = s.coherence.words[SCHEMA]
     kept = s.hot.kept
-    if kept and _changes_meaning(going, plan):
+    if kept and s.replies.status != b"E" and _changes_meaning(going, plan):
         parts.append(resend(s, kept))
         s.hot.kept, s.unsettled = None, kept
     for at, item in enumerate(going):
@@ -178,7 +178,8 @@ def send(s: Session, data: bytes, going: list[Run | Loose], plan: Plan, ended: i
 
 def _changes_meaning(going: list[Run | Loose], plan: Plan) -> bool:
     """May the session change before the unnamed statement is replaced? A text is read under the settings of its Parse:
-    what was answered here must be parsed upstream before that.
+    what was answered here must be parsed upstream before that. (Not in a failed transaction: there the server would
+    refuse that Parse, and with it the rest of the group.)
     """
     for at, item in enumerate(going):
         if any(message.kind == Front.PARSE and not message.name for message in item.messages):
