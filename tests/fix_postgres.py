@@ -88,9 +88,13 @@ def drop_database(database: Database) -> None:
         )
 
 
+QUIET = {"autovacuum": "off"}
+"""An ANALYZE of the server's own looks like a change of the catalogue: hits stop for a moment that no test chose."""
+
+
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
-    with Postgres() as server:
+    with Postgres(options=QUIET) as server:
         yield server
 
 
@@ -117,7 +121,7 @@ def make_postgres(_servers: dict[Any, Postgres]) -> Iterator[MakePostgres]:
         key = (tuple(sorted((options or {}).items())), tuple(hba), str(bin_dir), id(standby_of))
         if not fresh and key in _servers:
             return _servers[key]
-        server = Postgres(options=options, hba=hba, bin_dir=bin_dir, standby_of=standby_of)
+        server = Postgres(options={**QUIET, **(options or {})}, hba=hba, bin_dir=bin_dir, standby_of=standby_of)
         server.start()
         if fresh:
             own.append(server)

@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import pwd
-import shutil
-import socket
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +9,7 @@ import psycopg
 import pytest
 from fix_cli import Cli
 from fix_postgres import Database, MakePostgres
+from pooler import pgbouncer
 from wait import until
 
 from distribcache.cli.postgres import Postgres
@@ -215,38 +210,9 @@ def test_no_url(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     assert "--upstream" in outcome.err
 
 
-@pytest.fixture
-def pgbouncer(postgres: Postgres, database: Database, tmp_path: Path) -> Iterator[int]:
-    binary = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin:/usr/local/sbin")
-    if binary is None:
-        pytest.skip("no pgbouncer installed")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    config = tmp_path / "pgbouncer.ini"
-    config.write_text(
-        f"[databases]\n* = host=127.0.0.1 port={postgres.port}\n[pgbouncer]\nlisten_addr = 127.0.0.1\n"
-        f"listen_port = {port}\nauth_type = any\nunix_socket_dir =\npool_mode = transaction\n"
-    )
-    config.write_text(config.read_text().replace("* = host", f"{database.name} = user=postgres host"))
-    for folder in (tmp_path, *list(tmp_path.parents)[:2]):
-        folder.chmod(0o755)
-    user = {"user": pwd.getpwnam("nobody").pw_uid} if os.geteuid() == 0 else {}
-    process = subprocess.Popen(
-        [binary, str(config)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, **user
-    )
-    assert process.stderr is not None
-    for line in process.stderr:
-        if "process up" in line:
-            break
-    yield port
-    process.kill()
-    process.wait()
-    process.stderr.close()
-
-
-def test_pooler_in_between(cli: Cli, pgbouncer: int, database: Database) -> None:
-    outcome = cli("doctor", "--upstream", f"postgresql://postgres@127.0.0.1:{pgbouncer}/{database.name}", "--json")
+def test_pooler_in_between(cli: Cli, database: Database) -> None:
+    with pgbouncer(database) as port:
+        outcome = cli("doctor", "--upstream", f"postgresql://postgres@127.0.0.1:{port}/{database.name}", "--json")
     assert outcome.status == 1
     assert problems(outcome) == {"direct_connection"}
     assert "pooler" in checks(outcome)["direct_connection"]["detail"]
