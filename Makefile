@@ -5,6 +5,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
+# Tests wait for servers more than they compute: a few workers more than cores are busy at a time.
+WORKERS ?= 3
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint check docs suites bench soak clean
@@ -16,7 +18,7 @@ demo: $(VENV)/.stamp-demo  ## Watch queries answered from memory, with a Postgre
 	@$(BIN)/distribcache demo $(ARGS)
 
 test: $(VENV)/.stamp-dev  ## Run all tests but the foreign suites
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 lint: $(VENV)/.stamp-dev  ## Style, types, layers
 	@$(BIN)/ruff check
