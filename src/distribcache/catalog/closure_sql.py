@@ -174,7 +174,14 @@ SELECT 'relation', c.oid::int8, json_build_object(
       JOIN pg_attribute a ON a.attrelid = ad.adrelid AND a.attnum = ad.adnum AND a.attgenerated = 'v'
       WHERE ad.adrelid = c.oid),
     'columns', CASE WHEN o.slot THEN (SELECT json_object_agg(a.attname, a.atttypid::int8) FROM pg_attribute a
-      WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped) END)::text
+      WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped) END,
+    'exact', CASE WHEN o.slot THEN (SELECT json_agg(a.attname) FROM pg_attribute a
+      LEFT JOIN pg_collation l ON l.oid = a.attcollation
+      WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated <> 'v'
+        AND coalesce(l.collisdeterministic, true)) END,
+    'identity', CASE WHEN c.relreplident <> 'f' THEN (SELECT coalesce(json_agg(a.attname), '[]') FROM pg_index x
+      JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = ANY (x.indkey)
+      WHERE x.indrelid = c.oid AND CASE c.relreplident WHEN 'd' THEN x.indisprimary ELSE x.indisreplident END) END)::text
 FROM object o JOIN pg_class c ON o.cls = 'pg_class'::regclass AND c.oid = o.obj
 JOIN pg_namespace s ON s.oid = c.relnamespace LEFT JOIN pg_am m ON m.oid = c.relam
 WHERE o.slot OR c.relkind NOT IN ('r', 'p') OR c.relpersistence <> 'p' OR m.amname <> 'heap' OR c.relrowsecurity
@@ -213,7 +220,8 @@ SELECT 'type', t.oid::int8, json_build_object(
 FROM object o JOIN pg_type t ON o.cls = 'pg_type'::regclass AND t.oid = o.obj
 JOIN pg_namespace s ON s.oid = t.typnamespace
 UNION ALL
-SELECT 'operator', p.oid::int8, json_build_object('name', p.oprname, 'function', p.oprcode::oid::int8)::text
+SELECT 'operator', p.oid::int8, json_build_object('name', p.oprname, 'function', p.oprcode::oid::int8,
+  'operands', json_build_array(p.oprleft::int8, p.oprright::int8))::text
 FROM object o JOIN pg_operator p ON o.cls = 'pg_operator'::regclass AND p.oid = o.obj
 UNION ALL
 SELECT 'cast', k.oid::int8, json_build_object('name', format_type(k.castsource, NULL) || ' as '

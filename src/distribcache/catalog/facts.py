@@ -21,6 +21,11 @@ BUILTIN = 16384
 
 @dataclass(frozen=True, slots=True)
 class Relation:
+    """``exact``: stored columns whose equal values are the same bytes, as far as their collation decides it.
+
+    ``identity``: the columns of the replica identity; None when the stream shows all old values.
+    """
+
     oid: int
     schema: str
     name: str
@@ -32,6 +37,8 @@ class Relation:
     policies: tuple[tuple[str, str], ...] | None
     virtual: tuple[str, ...]
     columns: dict[str, int]
+    exact: frozenset[str]
+    identity: frozenset[str] | None
 
     def __str__(self) -> str:
         return f"{self.schema}.{self.name}"
@@ -79,11 +86,12 @@ class Type:
 
 @dataclass(frozen=True, slots=True)
 class Support:
-    """An operator or a cast, and the function that it runs (0: none)."""
+    """An operator or a cast, and the function that it runs (0: none); ``operands`` of an operator are types."""
 
     kind: str
     name: str
     function: int
+    operands: tuple[int, ...] = ()
 
 
 @dataclass(slots=True)
@@ -126,7 +134,8 @@ class Answer:
                 case "encoding":
                     self.encoding = facts
                 case _:
-                    self.supports[kind, oid] = Support(kind, facts["name"], facts["function"])
+                    operands = tuple(facts.get("operands", ()))
+                    self.supports[kind, oid] = Support(kind, facts["name"], facts["function"], operands)
 
     def _seed(self, asked: Names, what: str, number: int, oid: int) -> None:
         match what:
@@ -142,6 +151,8 @@ class Answer:
         facts["policies"] = None if policies is None else tuple((name, text) for name, text in policies)
         facts["virtual"] = tuple(facts["virtual"] or ())
         facts["columns"] = facts["columns"] or {}
+        facts["exact"] = frozenset(facts["exact"] or ())
+        facts["identity"] = None if facts["identity"] is None else frozenset(facts["identity"])
         known = self.relations.get(oid)
         if known is None or not known.slot:
             self.relations[oid] = Relation(oid=oid, **facts)
