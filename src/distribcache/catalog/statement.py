@@ -104,6 +104,8 @@ class Analyst:
         self._texts: OrderedDict[bytes, _Text] = OrderedDict()
         self._names: OrderedDict[tuple[Schemas, Names], _Known] = OrderedDict()
         self._asking: dict[tuple[Schemas, Names], asyncio.Future[_Known]] = {}
+        self._last: tuple[bytes, _Text] | None = None
+        """The text of the last look-up: one statement asks several times."""
         self._text_bytes = 0
         self._text_cap = cap * 3 // 4
         self._names_most = max(16, cap // 4 // _NAMES_COST)
@@ -115,18 +117,11 @@ class Analyst:
 
     def parsed(self, text: bytes) -> Parsed:
         """The facts about a text, remembered by exact text."""
-        known = self._texts.get(text)
-        if known is not None:
-            return known.parsed
-        return self._remember(text).parsed
+        return self._text(text).parsed
 
     def recall(self, text: bytes, schemas: Schemas) -> Analysis | None:
         """The analysis if it can be given at once, None if the catalogue has to be asked. Never waits."""
-        known = self._texts.get(text)
-        if known is None:
-            known = self._remember(text)
-        else:
-            self._texts.move_to_end(text)
+        known = self._text(text)
         analysis = known.analyses.get(schemas)
         if analysis is not None and analysis.analysis_lsn >= self._schema_lsn():
             return analysis
@@ -143,7 +138,7 @@ class Analyst:
         analysis = self.recall(text, schemas)
         if analysis is not None:
             return analysis
-        known = self._texts.get(text) or self._remember(text)
+        known = self._text(text)
         resolutions: list[_Known] = []
         for statement in known.parsed.statements:
             found = self._recall_names(statement, schemas)
@@ -159,6 +154,7 @@ class Analyst:
         """Drop everything, such as when the database is another one now."""
         self._texts.clear()
         self._names.clear()
+        self._last = None
         self._text_bytes = 0
 
     # -- names --------------------------------------------------------------------------------------------------------
@@ -207,6 +203,17 @@ class Analyst:
             done.exception()
 
     # -- texts --------------------------------------------------------------------------------------------------------
+
+    def _text(self, text: bytes) -> _Text:
+        if self._last is not None and self._last[0] is text:
+            return self._last[1]
+        known = self._texts.get(text)
+        if known is None:
+            known = self._remember(text)
+        else:
+            self._texts.move_to_end(text)
+        self._last = text, known
+        return known
 
     def _remember(self, text: bytes) -> _Text:
         if len(text) > MAX_TEXT:

@@ -10,9 +10,7 @@ from distribcache.proxy.hit import AS_UPSTREAM
 from distribcache.proxy.local import State, answer_loose, answer_run, apply, statement_of
 from distribcache.proxy.lookup import WAIT
 from distribcache.sql.cacheability import Kind
-from distribcache.wire.messages import (
-    Front,
-)  # fmt: skip
+from distribcache.wire.messages import Front
 
 if TYPE_CHECKING:
     from distribcache.proxy.session import Session
@@ -54,14 +52,14 @@ def group(s: Session, data: bytes, messages: list[Message], ended: int) -> bool:
             s.wires.to_client(s.hot.ready)
         return True
     items = cut(messages)
-    state = State(s.txn.deferred, {}, {}, s.hot.kept, s.hot.portal)
-    start = state.copy()
+    state = State.of(s)
     first, at_first = 0, state
     if not s.open:
         begun: tuple[int, State] | None = None
         for at, item in enumerate(items):
-            before = state.copy()
-            last = ended == Front.SYNC and at == len(items) - 1
+            final = at == len(items) - 1
+            before = state if final else state.copy()  # an item that is not answered changes nothing
+            last = final and ended == Front.SYNC
             local = (
                 not used_later(items, at) and answer_run(s, data, item, state, last)
                 if isinstance(item, Run)
@@ -73,7 +71,7 @@ def group(s: Session, data: bytes, messages: list[Message], ended: int) -> bool:
                 first, at_first = (at, before) if begun is None else begun
                 one_snapshot = s.scope is not None and not s.scope.read_committed
                 if first and not s.hot.in_txn and (one_snapshot or not _plain(s, items[first:], at_first)):
-                    first, at_first = 0, start
+                    first, at_first = 0, State.of(s)
                 break
             if state.deferred is not before.deferred:
                 begun = (begun or (at, before)) if state.deferred else None
@@ -94,8 +92,9 @@ def group(s: Session, data: bytes, messages: list[Message], ended: int) -> bool:
     plan = make_plan(s, data, going, at_first, ended, alone=len(items) == 1)
     if plan is WAIT:
         return False
-    apply(s, at_first)
-    if at_first.out:
-        s.wires.to_client(b"".join(at_first.out))
+    if first:
+        apply(s, at_first)
+        if at_first.out:
+            s.wires.to_client(b"".join(at_first.out))
     send(s, data, going, plan, ended)
     return True

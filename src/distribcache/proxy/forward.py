@@ -7,33 +7,30 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from distribcache.coherence.ledger import SCHEMA
-from distribcache.errors import ProtocolError
-from distribcache.proxy.effects import CONTROL, UNKNOWN, Effects, effects
+from distribcache.proxy.effects import CONTROL, NEUTRAL, UNKNOWN, Effects, effects
 from distribcache.proxy.fill import Fill
-from distribcache.proxy.group import Loose, Message, Run, parse_message
+from distribcache.proxy.group import Loose, Message, Run, parse_message, read_values
 from distribcache.proxy.hit import AS_UPSTREAM
-from distribcache.proxy.local import State, key_of, statement_of, unnamed
-from distribcache.proxy.lookup import WAIT, Wait, consider, is_ping, miss, start_fill
+from distribcache.proxy.local import State, consider_run, key_of, statement_of, unnamed
+from distribcache.proxy.lookup import WAIT, Wait, consider, is_ping, miss, only, start_fill
 from distribcache.proxy.node import Outcome
 from distribcache.proxy.prepared import Prepared
 from distribcache.proxy.replies import Op
 from distribcache.proxy.simple import begin_meaning
-from distribcache.sql.cacheability import Kind, dangerous_parameter
-from distribcache.wire.messages import (
-    Back,
-    Front,
-    close,
-    read_bind,
-)  # fmt: skip
+from distribcache.sql.cacheability import Kind, Parsed, dangerous_parameter
+from distribcache.wire.messages import Back, Front, close
 
 if TYPE_CHECKING:
     from distribcache.proxy.session import Session
 
 __all__ = ["Plan", "make_plan", "resend", "send"]
 
+Done = Callable[[int, bytes], None]
 
 _TIME_WITH_ZONE = frozenset({1266, 1270})
 """Type oids of timetz and its array."""
+_NO_PLAN = (*CONTROL, Kind.SET, Kind.RESET, Kind.SHOW)
+"""Statements that are no read, whatever the catalogue says."""
 
 
 @dataclass(slots=True)
@@ -61,8 +58,8 @@ def make_plan(
         plan.before.append(len(plan.effects))
         for message in item.messages:
             if message.kind == Front.PARSE:
-                known = s.scope is not None and not s.opaque and not any(each.opaque for each, _, _ in plan.effects)
-                scope = s.scope.ident if known and s.scope is not None else s.node.idents.unique()
+                lost = s.opaque or (plan.effects and any(each.opaque for each, _, _ in plan.effects))
+                scope = s.node.idents.unique() if lost or s.scope is None else s.scope.ident
                 names[message.name] = plan.parses[message.start] = Prepared(message.sql, message.oids, scope)
             elif message.kind == Front.CLOSE and message.target == b"S":
                 names[message.name] = None
@@ -76,7 +73,9 @@ def make_plan(
                     return WAIT
             elif message.kind == Front.EXECUTE and message.name not in portals and message.name not in s.portals:
                 plan.effects.append((UNKNOWN, None, False))
-    databases = tuple(name for effect, _, _ in plan.effects for name in effect.databases)
+    databases: tuple[str, ...] = ()
+    for effect, _, _ in plan.effects:
+        databases += effect.databases
     if databases and "left" not in s.tried:
         s.leave(databases)
         return WAIT
@@ -99,14 +98,14 @@ def _judge(
         return None
     sql = statement.sql
     parsed = s.parsed(sql)
-    one = parsed.statements[0] if len(parsed.statements) == 1 and not parsed.error else None
+    one = only(parsed)
     kind = None if one is None else one.kind
-    if one is not None and kind in (*CONTROL, Kind.SET, Kind.RESET, Kind.SHOW):
+    if one is not None and kind in _NO_PLAN:
         plan.effects.append((effects(sql, parsed, pure=False), kind, one.chain))
         if kind is Kind.BEGIN:
             plan.begin = plan.begin or begin_meaning(s, one)
         return None
-    considered = consider(s, sql, parsed)
+    considered = consider(s, sql, parsed) if run is None else consider_run(s, run, sql, parsed)
     if considered is WAIT:
         return WAIT
     analysis, outcome = considered
@@ -120,15 +119,11 @@ def _judge(
     if limited and (not last or s.replies.status != b"I" or s.txn.deferred):
         plan.outcome = Outcome("bypass", reason="row_limit", tables=outcome.tables, workload=outcome.workload)
         return None
-    try:
-        params = read_bind(memoryview(data)[run.bind.start + 5 : run.bind.end]).params
-    except ProtocolError:
+    values = read_values(data, run.bind)
+    if values is None:
         plan.outcome = Outcome("bypass", reason="malformed")
         return None
-    # Text of time with time zone depends on today's date though it names no day.
-    zoned = any(oid in _TIME_WITH_ZONE for oid in statement.oids)
-    zoned = zoned or any(name.name == "timetz" for each in parsed.statements for name in each.types)
-    if zoned or any(value is not None and dangerous_parameter(value) for value in params):
+    if _names_a_moment(statement, parsed, values[0]):
         plan.outcome = Outcome("refused", reason="time_parameter", tables=outcome.tables, workload=outcome.workload)
         return None
     fill = start_fill(s, key_of(s, data, run, statement), analysis, alone=alone)
@@ -141,39 +136,72 @@ def _judge(
     return None
 
 
+def _names_a_moment(statement: Prepared, parsed: Parsed, params: list[bytes | None]) -> bool:
+    """May a parameter mean another moment each time? Text of time with time zone depends on today's date though it
+    names no day.
+    """
+    for oid in statement.oids:
+        if oid in _TIME_WITH_ZONE:
+            return True
+    for each in parsed.statements:
+        for name in each.types:
+            if name.name == "timetz":
+                return True
+    for value in params:
+        if value is not None and dangerous_parameter(value):
+            return True
+    return False
+
+
 def send(s: Session, data: bytes, going: list[Run | Loose], plan: Plan, ended: int) -> None:
     parts: list[bytes] = []
     start = going[0].start if going else len(data) - 5
     calm = not s.txn.ddl and not s.txn.poll
-    for effect, kind, chain in plan.effects:
-        s.apply(effect, kind, chain=chain)
+    for effect, statement, chain in plan.effects:
+        s.apply(effect, statement, chain=chain)
     s.begin = (s.begin or plan.begin) if plan.begin is not None else s.begin
     if plan.outcome is not None:
         s.report(plan.outcome)
+    hot, replies = s.hot, s.replies
     schema = s.coherence.words[SCHEMA]
-    kept = s.hot.kept
-    if kept and s.replies.status != b"E" and _changes_meaning(going, plan):
+    kept = hot.kept
+    if kept and replies.status != b"E" and _changes_meaning(going, plan):
         parts.append(resend(s, kept))
-        s.hot.kept, s.unsettled = None, kept
+        hot.kept, s.unsettled = None, kept
+    passed = 0
     for at, item in enumerate(going):
         fill = plan.fills.get(at)
         if fill is not None:
             s.fills.append(fill)
-        first = calm and not any(effect.ddl or effect.poll for effect, _, _ in plan.effects[: plan.before[at]])
+        for effect, _, _ in plan.effects[passed : plan.before[at]]:
+            calm = calm and not effect.ddl and not effect.poll
+        passed = plan.before[at]
+        pure = isinstance(item, Run) and plan.effects[passed][0] is NEUTRAL
         for message in item.messages:
-            before = _mend(s, message)
-            if before:
-                parts += (data[start : message.start], before)
-                start = message.start
-            prepared = plan.parses.get(message.start)
-            if prepared is not None or (message.kind == Front.CLOSE and message.target == b"S"):
+            if hot.kept is not None or hot.portal:
+                before = _mend(s, message)
+                if before:
+                    parts += (data[start : message.start], before)
+                    start = message.start
+            kind = message.kind
+            done: Done | None = None
+            if kind == Front.PARSE:
+                prepared = plan.parses[message.start]
                 s.parsing[message.name] = prepared
-            done = _registrar(s, message, prepared, schema, first)
-            s.replies.expect(Op(message.kind or data[message.start], fill=fill, done=done))
+                done = _when_parsed(s, message.name, prepared, schema, calm)
+            elif kind == Front.BIND:
+                done = _when_bound(s, message, schema, calm)
+            elif kind == Front.EXECUTE and not pure:
+                done = _when_executed(s, message.name)
+            elif kind == Front.CLOSE and message.target == b"S":
+                s.parsing[message.name] = None
+                done = _when_closed(s, message.name)
+            replies.expect(Op(kind or data[message.start], fill=fill, done=done))
     if ended == Front.SYNC:
-        s.replies.expect(Op(Front.SYNC))
+        replies.expect(Op(Front.SYNC))
     s.sent(awaiting=ended == Front.SYNC)
-    s.wires.to_upstream(b"".join((*parts, data[start:])))
+    parts.append(data[start:])
+    s.wires.to_upstream(parts[0] if len(parts) == 1 else b"".join(parts))
 
 
 def _changes_meaning(going: list[Run | Loose], plan: Plan) -> bool:
@@ -223,64 +251,62 @@ def resend(s: Session, kept: bytes) -> bytes:
         s.replies.expect(Op(Front.CLOSE, ours=True, done=closed))
         return close(b"S", b"")
     end = 1 + int.from_bytes(kept[1:5], "big")
-    done = _registrar(s, parse_message(kept, 0, end), unnamed(s, kept), s.coherence.words[SCHEMA], False)
+    name = parse_message(kept, 0, end).name
+    done = _when_parsed(s, name, unnamed(s, kept), s.coherence.words[SCHEMA], False)
     s.replies.expect(Op(Front.PARSE, ours=True, relay_error=True, done=done))
     return kept[:end]
 
 
-def _registrar(
-    s: Session, message: Message, prepared: Prepared | None, schema: int, first: bool
-) -> Callable[[int, bytes], None] | None:
-    """What becomes known when upstream has accepted a message; ``prepared`` is what a Parse prepares.
+# What becomes known when upstream has accepted a message. ``calm``: nothing before it could have changed a catalogue.
+# When its Parse or Bind has failed, neither it nor what follows was run, so there is no alarm: else any mistyped
+# statement would stop the hits of a whole database.
 
-    ``first``: nothing before this message could have changed a catalogue. When its Parse or Bind has failed, neither it
-    nor what follows was run, so there is no alarm: else any mistyped statement would stop the hits of a whole database.
-    """
-    kind, name = message.kind, message.name
-    if kind == Front.PARSE:
 
-        def parsed(reply: int, _: bytes) -> None:
-            if not name:  # whether it succeeded or not, the one before is gone
+def _when_parsed(s: Session, name: bytes, prepared: Prepared, schema: int, calm: bool) -> Done:
+    def parsed(reply: int, _: bytes) -> None:
+        if not name:  # whether it succeeded or not, the one before is gone
+            s.unsettled = None
+            s.statements.pop(b"", None)
+        if reply == 0x31:  # ParseComplete
+            prepared.proved = schema
+            s.statements[name] = prepared
+            s.hot.names.pop(name, None)
+        elif calm and reply == Back.ERROR:
+            s.txn.ddl = s.txn.poll = False
+
+    return parsed
+
+
+def _when_bound(s: Session, message: Message, schema: int, calm: bool) -> Done:
+    def bound(reply: int, _: bytes) -> None:
+        if reply == 0x32:  # BindComplete
+            statement = s.statements.get(message.name)
+            if not message.portal:
+                s.hot.portal = s.unsettled_portal = AS_UPSTREAM
+            if statement is not None:
+                statement.proved = schema  # not the greatest: before the stream has begun the slot says "never"
+                s.portals[message.portal] = statement
+        elif calm and reply == Back.ERROR:
+            s.txn.ddl = s.txn.poll = False
+
+    return bound
+
+
+def _when_closed(s: Session, name: bytes) -> Done:
+    def closed(reply: int, _: bytes) -> None:
+        if reply == 0x33:  # CloseComplete
+            if not name:
                 s.unsettled = None
-                s.statements.pop(b"", None)
-            if reply == 0x31 and prepared is not None:  # ParseComplete
-                prepared.proved = schema
-                s.statements[name] = prepared
-                s.hot.names.pop(name, None)
-            elif first and reply == Back.ERROR:
-                s.txn.ddl = s.txn.poll = False
+            s.statements.pop(name, None)
+            s.hot.names.pop(name, None)
 
-        return parsed
-    if kind == Front.BIND:
+    return closed
 
-        def bound(reply: int, _: bytes) -> None:
-            statement = s.statements.get(name)
-            if reply == 0x32:  # BindComplete
-                if not message.portal:
-                    s.hot.portal = s.unsettled_portal = AS_UPSTREAM
-                if statement is not None:
-                    statement.proved = schema  # not the greatest: before the stream has begun the slot says "never"
-                    s.portals[message.portal] = statement
-            elif first and reply == Back.ERROR:
-                s.txn.ddl = s.txn.poll = False
 
-        return bound
-    if kind == Front.CLOSE and message.target == b"S":
+def _when_executed(s: Session, portal: bytes) -> Done:
+    def executed(reply: int, _: bytes) -> None:
+        ran = s.portals.get(portal)
+        if reply == Back.COMMAND_COMPLETE and ran is not None:  # what was parsed in front of it may be gone
+            s.forget_statements(effects(ran.sql, s.parsed(ran.sql), pure=False).forgets)
 
-        def closed(reply: int, _: bytes) -> None:
-            if reply == 0x33:  # CloseComplete
-                if not name:
-                    s.unsettled = None
-                s.statements.pop(name, None)
-                s.hot.names.pop(name, None)
-
-        return closed
-    if kind == Front.EXECUTE:
-
-        def executed(reply: int, _: bytes) -> None:
-            ran = s.portals.get(name)
-            if reply == Back.COMMAND_COMPLETE and ran is not None:  # what was parsed in front of it may be gone
-                s.forget_statements(effects(ran.sql, s.parsed(ran.sql), pure=False).forgets)
-
-        return executed
-    return None
+    return executed

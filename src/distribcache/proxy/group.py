@@ -9,95 +9,138 @@ with a named portal is never answered: its client may come back to it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import struct
+from struct import Struct, unpack_from
+from typing import TYPE_CHECKING
 
-from distribcache.errors import ProtocolError
-from distribcache.wire.messages import Front, read_close, read_describe, read_execute, read_parse, split_bind
+from distribcache.wire.codes import Front
 
-__all__ = ["Loose", "Message", "Run", "cut", "parse_message", "used_later"]
+if TYPE_CHECKING:
+    from distribcache.proxy.lookup import Considered, Wait
+
+__all__ = ["Loose", "Message", "Run", "Values", "cut", "parse_message", "read_values", "used_later"]
+
+_u16 = Struct("!H").unpack_from
+_i32 = Struct("!i").unpack_from
+
+Values = tuple[list[bytes | None], tuple[int, ...], tuple[int, ...]]
+"""Of a Bind: its parameters, their formats, and those of the columns."""
 
 
-@dataclass(slots=True)
 class Message:
-    """One message of a group.
+    """One message of a group, in ``data[start:end]``; ``kind`` 0 is one that is malformed (the server will say so).
 
     ``name`` is the statement of Parse, Bind and Describe/Close S, the portal of Execute and Describe/Close P.
     """
 
-    kind: int
-    start: int
-    end: int
-    name: bytes = b""
-    portal: bytes = b""
-    target: bytes = b""
-    sql: bytes = b""
-    oids: tuple[int, ...] = ()
-    limit: int = 0
-    tail: int = 0
-    """Bind only: where the bytes after both names begin."""
+    __slots__ = ("end", "kind", "limit", "name", "oids", "portal", "sql", "start", "tail", "target")
+
+    def __init__(self, kind: int, start: int, end: int) -> None:
+        self.kind = kind
+        self.start = start
+        self.end = end
+        self.name = b""
+        self.portal = b""
+        self.target = b""
+        self.sql = b""
+        self.oids: tuple[int, ...] = ()
+        self.limit = 0
+        self.tail = 0
+        """Bind only: where the bytes after both names begin."""
 
 
-@dataclass(slots=True)
 class Run:
     """``[Parse] Bind [Describe] Execute`` on the unnamed portal, in ``data[start:end]``."""
 
-    parse: Message | None
-    bind: Message
-    describe: Message | None
-    execute: Message
+    __slots__ = ("bind", "considered", "describe", "end", "execute", "messages", "parse", "start")
 
-    @property
-    def start(self) -> int:
-        return self.bind.start if self.parse is None else self.parse.start
-
-    @property
-    def end(self) -> int:
-        return self.execute.end
-
-    @property
-    def messages(self) -> list[Message]:
-        return [each for each in (self.parse, self.bind, self.describe, self.execute) if each is not None]
+    def __init__(self, messages: list[Message], parse: Message | None, describe: Message | None) -> None:
+        self.messages = messages
+        self.parse = parse
+        self.bind = messages[0 if parse is None else 1]
+        self.describe = describe
+        self.execute = messages[-1]
+        self.start = messages[0].start
+        self.end = self.execute.end
+        self.considered: tuple[bytes, Considered | Wait] | None = None
+        """A text and what was found out about it. It is true only now: who looks again cuts the group again."""
 
 
-@dataclass(slots=True)
 class Loose:
     """A message that belongs to no run."""
 
-    message: Message
+    __slots__ = ("message", "messages", "start")
 
-    @property
-    def start(self) -> int:
-        return self.message.start
-
-    @property
-    def messages(self) -> list[Message]:
-        return [self.message]
+    def __init__(self, message: Message) -> None:
+        self.message = message
+        self.messages = [message]
+        self.start = message.start
 
 
 def parse_message(data: bytes, start: int, end: int) -> Message:
-    """Read the names of one message; ``kind`` 0 stands for one that is malformed (the server will say so)."""
+    """Read the names of the one message in ``data[start:end]``."""
     kind = data[start]
     message = Message(kind, start, end)
-    body = memoryview(data)[start + 5 : end]
-    try:
-        if kind == Front.PARSE:
-            parse = read_parse(body)
-            message.name, message.sql, message.oids = parse.name, parse.sql, parse.oids
-        elif kind == Front.BIND:
-            message.portal, message.name, rest = split_bind(data[start:end])
-            message.tail = end - len(rest)
-        elif kind == Front.DESCRIBE:
-            describe = read_describe(body)
-            message.target, message.name = describe.kind, describe.name
-        elif kind == Front.CLOSE:
-            close = read_close(body)
-            message.target, message.name = close.kind, close.name
-        elif kind == Front.EXECUTE:
-            execute = read_execute(body)
-            message.name, message.limit = execute.portal, execute.max_rows
-    except ProtocolError:
+    body = start + 5
+    well = True
+    if kind == Front.BIND:
+        first = data.find(0, body, end)
+        second = data.find(0, first + 1, end) if first >= 0 else -1
+        well = second >= 0
+        if well:
+            message.portal, message.name, message.tail = data[body:first], data[first + 1 : second], second + 1
+    elif kind == Front.EXECUTE:
+        first = data.find(0, body, end)
+        well = first >= 0 and first + 5 == end
+        if well:
+            message.name, message.limit = data[body:first], _i32(data, first + 1)[0]
+    elif kind == Front.DESCRIBE or kind == Front.CLOSE:
+        target = data[body : body + 1] if body < end else b""
+        well = (target == b"P" or target == b"S") and data.find(0, body + 1, end) == end - 1
+        if well:
+            message.target, message.name = target, data[body + 1 : end - 1]
+    elif kind == Front.PARSE:
+        first = data.find(0, body, end)
+        second = data.find(0, first + 1, end) if first >= 0 else -1
+        count = _u16(data, second + 1)[0] if 0 <= second <= end - 3 else -1
+        well = count >= 0 and second + 3 + 4 * count == end
+        if well:
+            message.name, message.sql = data[body:first], data[first + 1 : second]
+            if count:
+                message.oids = unpack_from(f"!{count}I", data, second + 3)
+    if not well:
         message.kind = 0
     return message
+
+
+def read_values(data: bytes, bind: Message) -> Values | None:
+    """All of a Bind behind its names; None when it is malformed: as strict as ``wire.decode.read_bind``."""
+    body = data[bind.tail : bind.end]
+    try:
+        formats, at = _formats(body, 0)
+        params: list[bytes | None] = []
+        count = _u16(body, at)[0]
+        at += 2
+        for _ in range(count):
+            size = _i32(body, at)[0]
+            at += 4
+            if size == -1:
+                params.append(None)
+                continue
+            if not 0 <= size <= len(body) - at:
+                return None
+            params.append(body[at : at + size])
+            at += size
+        results, at = _formats(body, at)
+    except struct.error:
+        return None
+    known = (not formats or max(formats) <= 1) and (not results or max(results) <= 1)
+    return (params, formats, results) if known and at == len(body) and len(formats) in (0, 1, count) else None
+
+
+def _formats(body: bytes, at: int) -> tuple[tuple[int, ...], int]:
+    count = _u16(body, at)[0]
+    return (unpack_from(f"!{count}H", body, at + 2) if count else ()), at + 2 + 2 * count
 
 
 def cut(messages: list[Message]) -> list[Run | Loose]:
@@ -105,18 +148,13 @@ def cut(messages: list[Message]) -> list[Run | Loose]:
     items: list[Run | Loose] = []
     at = 0
     while at < len(messages):
-        here = at
-        parse = None
-        if messages[here].kind == Front.PARSE and not messages[here].name:
-            parse = messages[here]
-            here += 1
-        run = _run(messages, here, parse)
+        run = _run(messages, at)
         if run is None:
             items.append(Loose(messages[at]))
             at += 1
         else:
             items.append(run)
-            at = here + (3 if run.describe else 2)
+            at += len(run.messages)
     return items
 
 
@@ -139,22 +177,22 @@ def used_later(items: list[Run | Loose], at: int) -> bool:
     return False
 
 
-def _run(messages: list[Message], at: int, parse: Message | None) -> Run | None:
-    if at >= len(messages) or messages[at].kind != Front.BIND:
+def _run(messages: list[Message], start: int) -> Run | None:
+    size = len(messages)
+    at = start
+    parse = describe = None
+    if messages[at].kind == Front.PARSE and not messages[at].name:
+        parse = messages[at]
+        at += 1
+    if at + 1 >= size:
         return None
     bind = messages[at]
-    if bind.portal or (parse is not None and bind.name):
+    if bind.kind != Front.BIND or bind.portal or (parse is not None and bind.name):
         return None
     at += 1
-    describe = None
-    if (
-        at < len(messages)
-        and messages[at].kind == Front.DESCRIBE
-        and messages[at].target == b"P"
-        and not messages[at].name
-    ):
+    if messages[at].kind == Front.DESCRIBE and messages[at].target == b"P" and not messages[at].name:
         describe = messages[at]
         at += 1
-    if at < len(messages) and messages[at].kind == Front.EXECUTE and not messages[at].name:
-        return Run(parse, bind, describe, messages[at])
+    if at < size and messages[at].kind == Front.EXECUTE and not messages[at].name:
+        return Run(messages[start : at + 1], parse, describe)
     return None

@@ -11,17 +11,16 @@ from typing import TYPE_CHECKING
 
 from distribcache.coherence.ledger import SCHEMA
 from distribcache.entry import PAYLOAD, Entry
-from distribcache.errors import ProtocolError
 from distribcache.proxy.answer import Table, describe_rows, rows
 from distribcache.proxy.effects import CONTROL
-from distribcache.proxy.group import Message, Run, parse_message
+from distribcache.proxy.group import Message, Run, parse_message, read_values
 from distribcache.proxy.hit import AS_UPSTREAM, FINISHED, GONE
-from distribcache.proxy.lookup import WAIT, Wait, consider, find, serve_entry
+from distribcache.proxy.lookup import WAIT, Considered, Wait, consider, find, only, serve_entry
 from distribcache.proxy.prepared import Prepared
 from distribcache.proxy.shows import own_table
 from distribcache.proxy.simple import deallocates_own, may_begin
 from distribcache.proxy.transaction import control
-from distribcache.sql.cacheability import Kind
+from distribcache.sql.cacheability import Kind, Parsed, Statement
 from distribcache.wire.messages import (
     BIND_COMPLETE,
     CLOSE_COMPLETE,
@@ -31,13 +30,12 @@ from distribcache.wire.messages import (
     Front,
     command_complete,
     parameter_description,
-    read_bind,
 )  # fmt: skip
 
 if TYPE_CHECKING:
     from distribcache.proxy.session import Session
 
-__all__ = ["State", "answer_loose", "answer_run", "apply", "key_of", "statement_of", "unnamed"]
+__all__ = ["State", "answer_loose", "answer_run", "apply", "consider_run", "key_of", "statement_of", "unnamed"]
 
 _FINISHED = command_complete(b"SELECT 0")
 
@@ -53,6 +51,11 @@ class State:
     portal: int
     out: list[bytes] = field(default_factory=list)
     hits: list[tuple[tuple[int, bytes], Entry]] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, s: Session) -> State:
+        """What is true before the group."""
+        return cls(s.txn.deferred, {}, {}, s.hot.kept, s.hot.portal)
 
     def copy(self) -> State:
         return State(
@@ -81,29 +84,21 @@ def unnamed(s: Session, kept: bytes) -> Prepared:
     return Prepared(message.sql, message.oids, s.node.idents.unique() if s.scope is None else s.scope.ident)
 
 
-def _own(s: Session, sql: bytes) -> Table | None:
-    parsed = s.parsed(sql)
-    if len(parsed.statements) == 1 and not parsed.error:
-        one = parsed.statements[0]
-        if one.kind is Kind.SHOW and one.name.startswith("distribcache."):
-            return own_table(s, one.name)
+def _own(s: Session, one: Statement | None) -> Table | None:
+    if one is not None and one.kind is Kind.SHOW and one.name.startswith("distribcache."):
+        return own_table(s, one.name)
     return None
 
 
 def _formats(data: bytes, bind: Message) -> tuple[int, ...]:
-    try:
-        return read_bind(memoryview(data)[bind.start + 5 : bind.end]).result_formats
-    except ProtocolError:
-        return ()
+    values = read_values(data, bind)
+    return () if values is None else values[2]
 
 
-def _bare(data: bytes, message: Message) -> bool:
+def _bare(data: bytes, bind: Message) -> bool:
     """Is this Bind one of a statement without parameters and columns? Otherwise the server has something to say."""
-    try:
-        bind = read_bind(memoryview(data)[message.start + 5 : message.end])
-    except ProtocolError:
-        return False
-    return not bind.params and not bind.param_formats and len(bind.result_formats) <= 1
+    values = read_values(data, bind)
+    return values is not None and not values[0] and not values[1] and len(values[2]) <= 1
 
 
 def answer_run(s: Session, data: bytes, run: Run, state: State, last: bool) -> bool | Wait:
@@ -116,8 +111,8 @@ def answer_run(s: Session, data: bytes, run: Run, state: State, last: bool) -> b
     sql = statement.sql
     head = (b"" if parse is None else PARSE_COMPLETE) + BIND_COMPLETE
     parsed = s.parsed(sql)
-    one = parsed.statements[0] if len(parsed.statements) == 1 and not parsed.error else None
-    table = _own(s, sql) if parse is not None or statement.own else None
+    one = only(parsed)
+    table = _own(s, one) if parse is not None or statement.own else None
     if table is not None:
         described = describe_rows(table[0], _formats(data, run.bind)) if run.describe else b""
         state.out.append(head + described + rows(table))
@@ -136,7 +131,7 @@ def answer_run(s: Session, data: bytes, run: Run, state: State, last: bool) -> b
         state.statements[one.name.encode()] = None
         state.out.append(head + (NO_DATA if run.describe else b"") + command_complete(b"DEALLOCATE"))
     else:
-        hit = _read(s, data, run, statement, state, last)
+        hit = _read(s, data, run, statement, parsed, state, last)
         if hit is not True:
             return hit
     if parse is not None:
@@ -147,9 +142,18 @@ def answer_run(s: Session, data: bytes, run: Run, state: State, last: bool) -> b
     return True
 
 
-def _read(s: Session, data: bytes, run: Run, statement: Prepared, state: State, last: bool) -> bool | Wait:
-    parsed = s.parsed(statement.sql)
-    considered = consider(s, statement.sql, parsed)
+def consider_run(s: Session, run: Run, sql: bytes, parsed: Parsed) -> Considered | Wait:
+    """``consider``, once while a run is decided."""
+    known = run.considered
+    if known is None or known[0] is not sql:
+        known = run.considered = sql, consider(s, sql, parsed)
+    return known[1]
+
+
+def _read(
+    s: Session, data: bytes, run: Run, statement: Prepared, parsed: Parsed, state: State, last: bool
+) -> bool | Wait:
+    considered = consider_run(s, run, statement.sql, parsed)
     if considered is WAIT:
         return WAIT
     analysis, outcome = considered
@@ -188,8 +192,8 @@ def answer_loose(s: Session, message: Message, state: State) -> bool | Wait:
     """
     kind, name = message.kind, message.name
     if kind == Front.PARSE:
-        if _own(s, message.sql) is None:
-            parsed = s.parsed(message.sql)
+        parsed = s.parsed(message.sql)
+        if _own(s, only(parsed)) is None:
             if any(each.kind is Kind.READ for each in parsed.statements) and consider(s, message.sql, parsed) is WAIT:
                 return WAIT
             return False
@@ -206,7 +210,7 @@ def answer_loose(s: Session, message: Message, state: State) -> bool | Wait:
             state.portal = state.portal if message.portal else AS_UPSTREAM
             state.out.append(BIND_COMPLETE)
         elif kind == Front.DESCRIBE:
-            table = _own(s, statement.sql)
+            table = _own(s, only(s.parsed(statement.sql)))
             state.out.append(parameter_description(()) + (describe_rows(table[0]) if table else NO_DATA))
         else:
             state.statements[name] = None
@@ -218,7 +222,7 @@ def answer_loose(s: Session, message: Message, state: State) -> bool | Wait:
             state.out.append(_FINISHED)
             return True
         return False
-    table = _own(s, portal.sql)
+    table = _own(s, only(s.parsed(portal.sql)))
     if table is None:
         return False
     if kind == Front.DESCRIBE:

@@ -13,12 +13,12 @@ from distribcache.entry import AT_NS, COST_NS, FILL, Entry
 from distribcache.proxy.fill import Fill
 from distribcache.proxy.hit import valid
 from distribcache.proxy.node import Outcome
-from distribcache.sql.cacheability import Kind, Parsed
+from distribcache.sql.cacheability import Kind, Parsed, Statement
 
 if TYPE_CHECKING:
     from distribcache.proxy.session import Session
 
-__all__ = ["WAIT", "Wait", "consider", "find", "miss", "serve_entry", "start_fill"]
+__all__ = ["WAIT", "Considered", "Wait", "consider", "find", "is_ping", "miss", "only", "serve_entry", "start_fill"]
 
 Key = tuple[int, bytes]
 
@@ -34,22 +34,32 @@ WAIT: Final[Literal[Wait.WAIT]] = Wait.WAIT
 _PATIENCE = 1.0
 """Seconds that a statement waits for its analysis; the question goes on without it."""
 _PINGS = frozenset({b"select 1", b""})
+_LONGEST_PING = 64
+_READS = (Kind.READ, Kind.SHOW, Kind.EMPTY)
+
+Considered = tuple[Analysis | None, Outcome]
+
+
+def only(parsed: Parsed) -> Statement | None:
+    """The statement of a text that is understood and holds just one."""
+    return parsed.statements[0] if len(parsed.statements) == 1 and not parsed.error else None
 
 
 def is_ping(sql: bytes) -> bool:
     """Does this text only ask whether the connection lives?"""
-    return sql.strip(b" \t\r\n;").lower() in _PINGS
+    return len(sql) < _LONGEST_PING and sql.strip(b" \t\r\n;").lower() in _PINGS
 
 
-def consider(s: Session, sql: bytes, parsed: Parsed) -> tuple[Analysis | None, Outcome] | Wait:
+def consider(s: Session, sql: bytes, parsed: Parsed) -> Considered | Wait:
     """The analysis of a text that may be a read, and why it may not be served: an outcome with a status, or an empty
     one.
     """
     if parsed.error:
         return None, Outcome("refused", reason="not_understood")
-    if not all(each.kind in (Kind.READ, Kind.SHOW, Kind.EMPTY) for each in parsed.statements):
-        refusal = parsed.statements[0].refusal if len(parsed.statements) == 1 else None
-        return None, Outcome("bypass", reason=refusal.code if refusal else "not_a_read")
+    for each in parsed.statements:
+        if each.kind not in _READS:
+            refusal = each.refusal if len(parsed.statements) == 1 else None
+            return None, Outcome("bypass", reason=refusal.code if refusal else "not_a_read")
     why = s.why_not()
     if why == "scope_unknown" and s.learn_scope():
         return WAIT

@@ -5,8 +5,7 @@ counted.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from distribcache.catalog.statement import Analyst
 from distribcache.clock import CoarseClock, now_ns
@@ -26,8 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["Database", "Node", "Outcome", "Totals"]
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What became of one statement: the row of ``SHOW distribcache.last``.
 
     ``status`` is hit, miss, bypass or refused; ``reason`` a stable code; ``age_ms`` how old the answer may be.

@@ -29,43 +29,46 @@ _length = Struct("!I").unpack_from
 CONTROL_CAP = 64 * 1024 * 1024
 """Largest message other than rows and copy data that is accepted from a server, bytes."""
 
-_COMMON = b"NSAE"
-_BODY = b"TDCIGHdcsn"
-_ALLOWED: dict[int, frozenset[int]] = {
-    ord("P"): frozenset(b"1" + _COMMON),
-    ord("B"): frozenset(b"2" + _COMMON),
-    ord("C"): frozenset(b"3" + _COMMON),
-    ord("D"): frozenset(b"tTn" + _COMMON),
-    ord("E"): frozenset(b"DCIsGHdc" + _COMMON),
-    ord("Q"): frozenset(_BODY + b"Z" + _COMMON),
-    ord("F"): frozenset(b"VZ" + _COMMON),
-    ord("S"): frozenset(b"Z" + _COMMON),
-    ord("q"): frozenset(b"T" + _COMMON),
-    ord("r"): frozenset(b"DC" + _COMMON),
+_PLAIN, _OTHER, _NEXT, _LAST, _ANY_TIME, _FORBIDDEN = range(6)
+"""What a message does to the operation that it answers: nothing, something to look at, goes on, ends it; or it may come
+at any time, or never.
+"""
+_COMMON = dict.fromkeys(b"NSAE", _ANY_TIME)
+
+
+def _may(*, plain: bytes = b"", other: bytes = b"", goes_on: bytes = b"", last: bytes = b"") -> dict[int, int]:
+    steps = ((plain, _PLAIN), (other, _OTHER), (goes_on, _NEXT), (last, _LAST))
+    return {kind: step for kinds, step in steps for kind in kinds} | _COMMON
+
+
+_STEPS: dict[int, dict[int, int]] = {
+    ord("P"): _may(last=b"1"),
+    ord("B"): _may(last=b"2"),
+    ord("C"): _may(last=b"3"),
+    ord("D"): _may(plain=b"t", last=b"Tn"),
+    ord("E"): _may(plain=b"D", other=b"GHdc", last=b"CIs"),
+    ord("Q"): _may(plain=b"TDns", other=b"CIGHdc", last=b"Z"),
+    ord("F"): _may(plain=b"V", last=b"Z"),
+    ord("S"): _may(last=b"Z"),
+    ord("q"): _may(goes_on=b"T"),
+    ord("r"): _may(plain=b"D", goes_on=b"C"),
 }
 """``q`` and ``r``: a simple Query whose reply is being gathered: one description, rows, one completion."""
-_FOLLOWS: dict[tuple[int, int], int] = {(ord("q"), ord("T")): ord("r"), (ord("r"), ord("C")): ord("S")}
-_IDLE = frozenset(_COMMON)
+_FOLLOWS = {ord("q"): ord("r"), ord("r"): ord("S")}
 _STREAMED = frozenset(b"DdV")
+_ENDED_BY_READY = frozenset(b"QFSqr")
 _DATA_ROW, _READY, _ERROR, _COPY_IN = b"DZEG"
 _EXECUTE, _SYNC, _SUSPENDED, _COMPLETE = b"ESsC"
 _QUERY, _GATHERED = b"Qq"
+_STATUSES = (b"I", b"T", b"E")
 _COMMITS = (b"COMMIT", b"PREPARE TRANSACTION", b"CALL", b"DO")
 _SPOILS = frozenset(b"GHdcI")
 _ALWAYS_RELAYED = frozenset(b"SA")
 """Changed parameters and notifications are the client's even in the middle of a question of ours."""
-_ENDS: dict[int, frozenset[int]] = {
-    ord("P"): frozenset(b"1"),
-    ord("B"): frozenset(b"2"),
-    ord("C"): frozenset(b"3"),
-    ord("D"): frozenset(b"Tn"),
-    ord("E"): frozenset(b"CIs"),
-    ord("Q"): frozenset(b"Z"),
-    ord("F"): frozenset(b"Z"),
-    ord("S"): frozenset(b"Z"),
-    ord("q"): frozenset(),
-    ord("r"): frozenset(),
-}
+
+
+def _unasked(head: Op | None) -> str:
+    return ", which owes nothing" if head is None else f" in reply to {chr(head.kind)!r}"
 
 
 def _fatal(error: bytes) -> bool:
@@ -161,7 +164,10 @@ class Replies:
     @property
     def ends(self) -> bool:
         """Is a ReadyForQuery owed?"""
-        return any(op.kind in b"SQFqr" for op in reversed(self.pending))
+        for op in reversed(self.pending):
+            if op.kind in _ENDED_BY_READY:
+                return True
+        return False
 
     def feed(self, data: bytes) -> bytes:
         """Take bytes from the server; returns the bytes that are the client's. Raises ProtocolError."""
@@ -182,19 +188,18 @@ class Replies:
         size = len(data)
         pending = self.pending
         start = pos  # the range [start:pos] is the client's and not yet in ``out``
-        head = pending[0] if pending else None
         filled = pos  # the range [filled:pos] belongs to the head's fill
+        head = pending[0] if pending else None
+        steps = _COMMON if head is None else _STEPS[head.kind]
         while size - pos >= 5:
             kind = data[pos]
             length = _length(data, pos + 1)[0]
             if length < 4:
                 raise ProtocolError(f"message {chr(kind)!r} from the server has length {length}")
             end = pos + 1 + length
-            if head is None:
-                if kind not in _IDLE:
-                    raise ProtocolError(f"message {chr(kind)!r} from the server, which owes nothing")
-            elif kind not in _ALLOWED[head.kind]:
-                raise ProtocolError(f"message {chr(kind)!r} from the server in reply to {chr(head.kind)!r}")
+            step = steps.get(kind, _FORBIDDEN)
+            if step == _FORBIDDEN:
+                raise ProtocolError(f"message {chr(kind)!r} from the server{_unasked(head)}")
             ours = head is not None and head.ours and kind not in _ALWAYS_RELAYED
             if end > size:
                 if kind in _STREAMED and not ours:
@@ -204,32 +209,35 @@ class Replies:
                 elif length > CONTROL_CAP:
                     raise ProtocolError(f"message {chr(kind)!r} from the server has {length} bytes")
                 break
-            if kind == _DATA_ROW and not ours:
+            if step == _PLAIN and not ours:
                 pos = end
                 continue
             message = data[pos:end]
             popped: Op | None = None
-            if kind in _IDLE:
+            if step == _ANY_TIME:
                 if kind == _ERROR and ours and head is not None and (head.relay_error or _fatal(message)):
                     ours = False
                 popped = self._common(kind, message, head)
+                steps = _COMMON if head is None else _STEPS[head.kind]
             elif head is not None:
-                if kind in _ENDS[head.kind]:
+                if step == _LAST:
                     popped = pending.popleft()
-                elif (head.kind, kind) in _FOLLOWS:
-                    head.kind = _FOLLOWS[head.kind, kind]
+                elif step == _NEXT:
+                    head.kind = _FOLLOWS[head.kind]
+                    steps = _STEPS[head.kind]
                 elif kind == _COPY_IN:
                     self._copy_in(head)
                 if kind == _COMPLETE and message.startswith(_COMMITS, 5):
                     self.on_commit()
-                if head.fill is not None:
-                    if kind in _SPOILS or (kind == _SUSPENDED and not head.fill.limited):
-                        head.fill.spoil()
+                fill = head.fill
+                if fill is not None:
+                    if kind in _SPOILS or (kind == _SUSPENDED and not fill.limited):
+                        fill.spoil()
                     elif kind == _COMPLETE or kind == _SUSPENDED:
-                        head.fill.whole = True
+                        fill.whole = True
             if kind == _READY:
                 self.status = message[5:6]
-                if self.status not in (b"I", b"T", b"E") or length != 5:
+                if self.status not in _STATUSES or length != 5:
                     raise ProtocolError("ReadyForQuery from the server with an unknown status")
             if ours:
                 if kind == _DATA_ROW and head is not None and head.rows is not None:
@@ -238,16 +246,20 @@ class Replies:
                     out.append(data[start:pos])
                 start = end
             if popped is not None:
-                if popped.fill is not None:
-                    popped.fill.add(data[filled : pos if kind == _READY else end])
                 if popped.kind == _EXECUTE:
                     self.copying_in = False
-                filled = end
+                fill = popped.fill
+                if fill is None:
+                    filled = end
+                elif not pending or pending[0].fill is not fill:  # else they are added together
+                    fill.add(data[filled : pos if kind == _READY else end])
+                    filled = end
                 if popped.done is not None:
                     popped.done(kind, message)
                 if kind == _READY:
                     self.on_ready(self.status, popped.ours)
                 head = pending[0] if pending else None
+                steps = _COMMON if head is None else _STEPS[head.kind]
             pos = end
         if head is not None and head.fill is not None and filled < pos:
             head.fill.add(data[filled:pos])
@@ -273,7 +285,7 @@ class Replies:
     def _failed(self, head: Op, message: bytes) -> Op | None:
         """An error ends the head; in the extended protocol everything up to the next Sync goes unanswered."""
         self.copying_in = False
-        if head.kind in b"QFSqr":  # ReadyForQuery is still owed
+        if head.kind in _ENDED_BY_READY:  # ReadyForQuery is still owed
             if head.kind in b"qr":
                 head.kind = _SYNC
             if head.done is not None:

@@ -94,6 +94,9 @@ class Session(Standing):
                 return
             if done:
                 data = data[done:]
+            self._inbox = data
+            self.pump(looked=True)
+            return
         self._inbox = self._inbox + data if self._inbox else data
         self.pump()
 
@@ -118,12 +121,16 @@ class Session(Standing):
         if self._inbox and not self._blocked:
             self.pump()
 
-    def pump(self) -> None:
-        """Decide as many units as can be decided now."""
+    def pump(self, *, looked: bool = False) -> None:
+        """Decide as many units as can be decided now; ``looked``: the first is no hit."""
         try:
             while self._inbox and not self._blocked and not self.hot.paused and not self.closed:
                 data = self._inbox
-                done = self._pass_stream(data) if self._stream else serve(data, 0, self.hot) or self._step(data)
+                if self._stream:
+                    done = self._pass_stream(data)
+                else:
+                    done = (0 if looked else serve(data, 0, self.hot)) or self._step(data)
+                looked = False
                 if not done:
                     break
                 self._inbox = data[done:]
@@ -222,18 +229,17 @@ class Session(Standing):
     def _extended(self, data: bytes) -> int:
         size = len(data)
         messages = []
-        pos = end = 0
-        ended = 0
+        pos = end = ended = 0
         while size - pos >= 5 and data[pos] in _EXTENDED:
             end = self._checked(data, pos)
             if end > size:
                 break
-            message = parse_message(data, pos, end)
-            pos = end
-            if message.kind in (Front.SYNC, Front.FLUSH):
-                ended = message.kind
+            kind = data[pos]
+            if kind == Front.SYNC or kind == Front.FLUSH:
+                ended, pos = kind, end
                 break
-            messages.append(message)
+            messages.append(parse_message(data, pos, end))
+            pos = end
         if not ended and size <= _HOLD and (size - pos < 5 or data[pos] in _EXTENDED):
             return 0
         if not messages and not ended:

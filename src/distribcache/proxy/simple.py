@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from distribcache.errors import ProtocolError
 from distribcache.proxy.answer import READY, describe_rows, rows
 from distribcache.proxy.effects import CONTROL, UNKNOWN, effects
-from distribcache.proxy.lookup import WAIT, consider, find, is_ping, miss, serve_entry, start_fill
+from distribcache.proxy.lookup import WAIT, consider, find, is_ping, miss, only, serve_entry, start_fill
 from distribcache.proxy.node import Outcome
 from distribcache.proxy.replies import Op
 from distribcache.proxy.shows import own_table
 from distribcache.proxy.transaction import control
-from distribcache.sql.cacheability import Kind, Statement
-from distribcache.wire.messages import EMPTY_QUERY, Back, Front, command_complete, read_query
+from distribcache.sql.cacheability import Kind, Parsed, Statement
+from distribcache.wire.messages import EMPTY_QUERY, Back, Front, command_complete
 
 if TYPE_CHECKING:
     from distribcache.proxy.session import Session
@@ -56,21 +55,20 @@ def query(s: Session, message: bytes) -> bool:
         s.failure = None
         return True
     hot = s.hot
-    try:
-        sql = read_query(memoryview(message)[5:])
-    except ProtocolError:
-        return _forward(s, message, None, None, Outcome("bypass", reason="malformed"))
+    if message.find(0, 5) != len(message) - 1:
+        return _forward(s, message, None, Outcome("bypass", reason="malformed"))
+    sql = message[5:-1]
     parsed = s.parsed(sql)
-    one = parsed.statements[0] if len(parsed.statements) == 1 and not parsed.error else None
+    one = only(parsed)
     if s.open:  # behind messages without a Sync, whose replies come first
-        return _forward(s, message, sql, one, Outcome("bypass", reason="unfinished_group"))
+        return _forward(s, message, parsed, Outcome("bypass", reason="unfinished_group"))
     if one is not None and one.kind in CONTROL:
         allowed = one.kind is not Kind.BEGIN or may_begin(s)
         if allowed is None:
             return False
         done = control(one, sql, message, s.txn.deferred, may_begin=allowed)
         if done is None:
-            return _forward(s, message, sql, one, None)
+            return _forward(s, message, parsed, None)
         tag, s.txn.deferred = done
         s.forget_unnamed(answered_here=True)
         s.refresh()
@@ -92,14 +90,14 @@ def query(s: Session, message: bytes) -> bool:
         s.wires.to_client(EMPTY_QUERY + hot.ready)
         return True
     if one is not None and one.kind in (Kind.SET, Kind.RESET, Kind.SHOW):
-        return _forward(s, message, sql, one, None)
+        return _forward(s, message, parsed, None)
     considered = consider(s, sql, parsed)
     if considered is WAIT:
         return False
     analysis, outcome = considered
     pure = analysis is not None and analysis.pure
     if outcome.status or analysis is None or s.scope is None:
-        return _forward(s, message, sql, one, None if is_ping(sql) else outcome, pure=pure)
+        return _forward(s, message, parsed, None if is_ping(sql) else outcome, pure=pure)
     key = (s.scope.ident, message)
     entry = find(s, key)
     if entry is WAIT:
@@ -136,22 +134,25 @@ def _mistyped(s: Session) -> Callable[[int, bytes], None]:
 
 
 def _forward(
-    s: Session, message: bytes, sql: bytes | None, one: Statement | None, outcome: Outcome | None, *, pure: bool = False
+    s: Session, message: bytes, parsed: Parsed | None, outcome: Outcome | None, *, pure: bool = False
 ) -> bool:
-    """Send the message as it is; ``outcome`` None leaves ``SHOW distribcache.last`` alone."""
+    """Send the message as it is; ``parsed`` None: it is malformed. ``outcome`` None leaves ``SHOW distribcache.last``
+    alone.
+    """
     if s.txn.local:
         s.questions.open_transaction()
         return False
-    effect = effects(sql, s.parsed(sql), pure=pure) if sql is not None else UNKNOWN
+    effect = UNKNOWN if parsed is None else effects(message[5:-1], parsed, pure=pure)
     if effect.databases and "left" not in s.tried:
         s.leave(effect.databases)
         return False
-    mistyped = sql is not None and bool(s.parsed(sql).error) and not s.txn.ddl and not s.txn.poll
+    one = None if parsed is None else only(parsed)
+    mistyped = parsed is not None and bool(parsed.error) and not s.txn.ddl and not s.txn.poll
     s.forget_unnamed()
     s.apply(effect, None if one is None else one.kind, chain=one is not None and one.chain)
     if one is not None and one.kind is Kind.BEGIN:
         s.begin = begin_meaning(s, one)
-    elif one is None and sql is not None and any(each.kind is Kind.BEGIN for each in s.parsed(sql).statements):
+    elif one is None and parsed is not None and any(each.kind is Kind.BEGIN for each in parsed.statements):
         s.begin = "transaction_unknown"
     if outcome is not None:
         s.report(outcome)

@@ -172,7 +172,7 @@ class Standing:
         txn.everywhere = txn.everywhere or effects.everywhere
         txn.poll = txn.poll or effects.poll
         self.opaque = self.opaque or effects.opaque
-        if chain or effects == UNKNOWN or kind is None:
+        if chain or kind is None or effects is UNKNOWN:
             self.ends_transaction = True
         if kind is Kind.SET_TRANSACTION or "transaction_isolation" in effects.settings:
             txn.bypass = "isolation"
