@@ -59,6 +59,8 @@ CHANGES = [
     "ALTER TABLE t SET SCHEMA other",
     "ALTER POLICY mine ON t USING (false)",
     "DROP POLICY mine ON t",
+    "CREATE INDEX ON t (abs(v))",
+    "CREATE INDEX ON t (v) WHERE v > 0",
     "CREATE RULE quiet AS ON INSERT TO t DO NOTHING",
     "CREATE TRIGGER noisy BEFORE UPDATE ON t FOR EACH ROW EXECUTE FUNCTION suppress_redundant_updates_trigger()",
     "ALTER TEXT SEARCH CONFIGURATION words DROP MAPPING FOR word",

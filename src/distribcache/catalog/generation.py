@@ -11,8 +11,8 @@ Rules:
 1. Rows of temporary objects are left out: programs make and drop them all the time, and sessions that can see one are
    never served.
 2. Left out too is what cannot change an answer: statistics, dependencies, comments, publications, indexes that are
-   not unique, sequences, and the rows of indexes and TOAST tables in ``pg_class``. ANALYZE and VACUUM change rows in
-   place.
+   not unique and run no code of a user's, sequences, and the rows of indexes and TOAST tables in ``pg_class``.
+   ANALYZE and VACUUM change rows in place.
 3. Roles are hashed by all columns that everybody may read (the password is masked there). ``(key, xmin)`` cannot see
    a row that came and went between two looks. For memberships, role settings, roles and policies that would be a
    right once given and taken back, so their counters of inserted and deleted rows count too (they may lag by
@@ -77,6 +77,10 @@ class CatalogueView:
 
 _TEMP_SCHEMAS = "(SELECT oid FROM tmp)"
 _TEMP_RELATIONS = "(SELECT oid FROM tmprel)"
+_TELLING = (
+    "indisunique OR indisreplident OR indisexclusion OR indexprs IS NOT NULL OR indpred IS NOT NULL "
+    "OR EXISTS (SELECT FROM unnest(indclass) AS c WHERE c >= 16384)"
+)
 _KINDS = "('r', 'p', 'v', 'm', 'f', 'c')"
 
 # catalogue: (key columns, condition). A key column of a row that has an oid is that oid.
@@ -105,7 +109,7 @@ _CATALOGUES: dict[str, tuple[str, str]] = {
     "pg_foreign_table": ("ftrelid", ""),
     "pg_index": (
         "indexrelid",
-        f"(indisunique OR indisreplident OR indisexclusion) AND indrelid NOT IN {_TEMP_RELATIONS}",
+        f"({_TELLING}) AND indrelid NOT IN {_TEMP_RELATIONS}",
     ),
     "pg_inherits": ("inhrelid, inhparent", f"inhrelid NOT IN {_TEMP_RELATIONS}"),
     "pg_language": ("oid", ""),

@@ -25,7 +25,7 @@ from distribcache.catalog.judgement import TIMETZ, converts_text_to_time, judge_
 from distribcache.sql.cacheability import FunctionCall, Name, Names, Refusal
 from distribcache.sql.grammar import HARMLESS_TYPES
 
-__all__ = ["Ask", "Resolution", "resolve"]
+__all__ = ["Ask", "Resolution", "closure", "names_found", "resolve"]
 
 Ask = Callable[[str, Sequence[object]], Awaitable[list[tuple[Any, ...]]]]
 """Asks a question with psycopg's ``%s`` placeholders on the cache's own connection (``search_path = pg_catalog``)."""
@@ -62,8 +62,7 @@ async def resolve(ask: Ask, schemas: Sequence[str], names: Names, *, matviews: b
     asked = _with_calls_as_types(names)
     done: set[tuple[str, int]] = set()
     for _ in range(_ROUNDS):
-        await ask(_CHEAPLY, ())
-        answer.add(asked, await ask(CLOSURE, (question(path, asked),)))
+        await _ask_closure(ask, path, asked, answer)
         fresh = list(_definitions(answer, done))
         texts += fresh
         functions = tuple({call for body in fresh for call in body.asked.functions} - answer.functions_of.keys())
@@ -72,6 +71,16 @@ async def resolve(ask: Ask, schemas: Sequence[str], names: Names, *, matviews: b
             return _judge(names, answer, texts, matviews=matviews)
         asked = Names(functions=functions, types=tuple(types))
     return Resolution(Refusal("user_function", "nested definitions"), False)
+
+
+async def closure(ask: Ask, path: Sequence[str], names: Names, answer: Answer) -> None:
+    """Add what ``names`` stand for, and everything that depends on, to ``answer``; nothing printed is read."""
+    await _ask_closure(ask, path, _with_calls_as_types(names), answer)
+
+
+async def _ask_closure(ask: Ask, path: Sequence[str], names: Names, answer: Answer) -> None:
+    await ask(_CHEAPLY, ())
+    answer.add(names, await ask(CLOSURE, (question(path, names),)))
 
 
 def _with_calls_as_types(names: Names) -> Names:
@@ -124,7 +133,7 @@ def _policy(name: str, relation: Relation) -> str:
 
 def _judge(names: Names, answer: Answer, texts: list[Body], *, matviews: bool) -> Resolution:
     verdicts = [
-        *_names_found(names, answer),
+        *names_found(names, answer),
         *((judge_relation(relation, matviews=matviews)) for relation in answer.relations.values()),
         *_policies(answer, texts),
         *_functions(answer),
@@ -138,7 +147,7 @@ def _judge(names: Names, answer: Answer, texts: list[Body], *, matviews: bool) -
     return Resolution(refusal, all(pure for _, pure in verdicts), tuple(roots), tuple(members))
 
 
-def _names_found(names: Names, answer: Answer) -> Iterator[tuple[Refusal | None, bool]]:
+def names_found(names: Names, answer: Answer) -> Iterator[tuple[Refusal | None, bool]]:
     """Rule 2: what the statement names must exist."""
     for name in names.relations:
         if name not in answer.relation_of:

@@ -23,6 +23,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from distribcache.catalog.resolve import Ask, Resolution, resolve
+from distribcache.catalog.writes import Writes
 from distribcache.query import WorkloadType
 from distribcache.sql.cacheability import Kind, Names, Parsed, Refusal, Shape, Statement
 from distribcache.sql.fold import fold
@@ -95,6 +96,7 @@ class Analyst:
         classify: Callable[[Shape], WorkloadType] = lambda shape: WorkloadType.MIXED,
         matviews: bool = False,
     ) -> None:
+        self.writes = Writes(ask, visible, schema_lsn)
         self._ask = ask
         self._slot_of = slot_of
         self._visible = visible
@@ -156,6 +158,7 @@ class Analyst:
         self._names.clear()
         self._last = None
         self._text_bytes = 0
+        self.writes.forget()
 
     # -- names --------------------------------------------------------------------------------------------------------
 

@@ -1,9 +1,9 @@
 """What a statement that goes upstream does to what we know: to the data, to the session, to the catalogues.
 
 * ``impure``: it is not a proven pure read. It ends serving for the rest of its transaction and raises the freshness
-  floor
-  at its end, whether it failed or not: lock-then-read must read (coherence trap 11).
-* ``opaque``: it may have changed the session's scope unseen, so the scope must be learned again.
+  floor at its end, whether it failed or not: lock-then-read must read (coherence trap 11).
+* ``opaque``: it may have changed the session's scope unseen, so the scope must be learned again. A *quiet* write, of
+  which the catalogue shows that it runs no code of a user's, is none (see ``catalog.writes``).
 * ``ddl``: it may have changed a catalogue (a catalogue alarm at the end of its transaction).
 * ``everywhere``: that catalogue is one that all databases of the server share: roles, memberships, their settings.
 * ``poll``: what it ran is unknown and could have been DDL (DO, CALL, functions): the catalogue is looked at soon.
@@ -15,6 +15,7 @@ Deny by default: only the kinds and texts named here have fewer effects than all
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from distribcache.sql.cacheability import Kind, Parsed, Statement
@@ -42,6 +43,7 @@ _WRITE = Effects(impure=True, opaque=True)
 _CALLS = Effects(impure=True, opaque=True, poll=True)
 _SESSION = Effects(opaque=True)
 _LOCKS = Effects(impure=True)
+_QUIET = _LOCKS
 
 CONTROL = frozenset({Kind.BEGIN, Kind.COMMIT, Kind.ROLLBACK, Kind.SAVEPOINT, Kind.RELEASE, Kind.ROLLBACK_TO})
 """Transaction control: no effect of its own; what the transaction did is remembered by its statements."""
@@ -106,8 +108,10 @@ def _shared(text: bytes) -> bool:
     return _ROLES.search(words) is not None or (_GRANT.search(words) is not None and _ON.search(words) is None)
 
 
-def effects(text: bytes, parsed: Parsed, *, pure: bool) -> Effects:
-    """What ``text`` may do; ``pure``: the catalogue has proved every statement of it a pure read."""
+def effects(text: bytes, parsed: Parsed, *, pure: bool, quiet: Callable[[], bool] = lambda: False) -> Effects:
+    """What ``text`` may do; ``pure``: the catalogue has proved every statement of it a pure read; ``quiet``: asked
+    about a write, whether it is one that leaves the session what it is.
+    """
     if pure:
         return NEUTRAL
     known = _KNOWN_TEXTS.get(text.strip())
@@ -117,6 +121,8 @@ def effects(text: bytes, parsed: Parsed, *, pure: bool) -> Effects:
         return UNKNOWN
     if len(parsed.statements) == 1:
         effect = _one(parsed.statements[0])
+        if effect is _WRITE and quiet():
+            return _QUIET
         return replace(effect, everywhere=True) if effect.ddl and _shared(text) else effect
     all_of_them = [_one(statement) for statement in parsed.statements]
     if not all_of_them:

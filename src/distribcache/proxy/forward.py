@@ -110,7 +110,7 @@ def _judge(
         return WAIT
     analysis, outcome = considered
     pure = analysis is not None and analysis.pure
-    plan.effects.append((effects(sql, parsed, pure=pure), kind, False))
+    plan.effects.append((s.effects_of(sql, parsed, pure=pure, oids=statement.oids), kind, False))
     if not is_ping(sql):
         plan.outcome = outcome
     if outcome.status or analysis is None or run is None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from distribcache.proxy.answer import READY, describe_rows, rows
-from distribcache.proxy.effects import CONTROL, UNKNOWN, effects
+from distribcache.proxy.effects import CONTROL, UNKNOWN
 from distribcache.proxy.lookup import WAIT, consider, find, is_ping, miss, only, serve_entry, start_fill
 from distribcache.proxy.node import Outcome
 from distribcache.proxy.replies import Op
@@ -142,7 +142,7 @@ def _forward(
     if s.txn.local:
         s.questions.open_transaction()
         return False
-    effect = UNKNOWN if parsed is None else effects(message[5:-1], parsed, pure=pure)
+    effect = UNKNOWN if parsed is None else s.effects_of(message[5:-1], parsed, pure=pure)
     if effect.databases and "left" not in s.tried:
         s.leave(effect.databases)
         return False

@@ -15,11 +15,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from distribcache.catalog.facts import BUILTIN
 from distribcache.clock import now_ns
 from distribcache.coherence.ledger import EPOCH, SCHEMA
 from distribcache.entry import make_entry
 from distribcache.proxy.answer import READY
-from distribcache.proxy.effects import UNKNOWN, Effects
+from distribcache.proxy.effects import UNKNOWN, Effects, effects
 from distribcache.proxy.fill import Budget, Fill
 from distribcache.proxy.hit import AS_UPSTREAM, GONE, Hot
 from distribcache.proxy.node import Database, Node, Outcome
@@ -161,6 +162,21 @@ class Standing:
             totals.refusals[outcome.reason] += 1
         else:
             totals.bypasses[outcome.reason] += 1
+
+    def effects_of(self, sql: bytes, parsed: Parsed, *, pure: bool, oids: tuple[int, ...] = ()) -> Effects:
+        """What a text that goes upstream may do; ``oids`` are the types that the client has declared."""
+        return effects(sql, parsed, pure=pure, quiet=lambda: self._is_quiet(parsed, oids))
+
+    def _is_quiet(self, parsed: Parsed, oids: tuple[int, ...]) -> bool:
+        """Is it a write that leaves the session what it is (``catalog.writes``)? A value of a user's type may run code
+        when it is bound; the names mean what they mean to a session that is known.
+        """
+        scope, coherence = self.scope, self.coherence
+        if scope is None or scope.refusal or self.opaque or coherence.mode != "wal" or not coherence.serving:
+            return False
+        if any(oid >= BUILTIN for oid in oids):
+            return False
+        return self.database.analyst.writes.are_quiet(parsed, scope.schemas)
 
     # ---- what went upstream -----------------------------------------------------------------------------------------
 

@@ -151,7 +151,7 @@ class Statement:
     ``name`` is the savepoint, prepared statement, cursor, channel, database or (lower-case) setting; ``every`` marks
     ALL (``DISCARD ALL``, ``DEALLOCATE ALL``, ``RESET ALL``, ``CLOSE ALL``, ``UNLISTEN *``). ``value`` is the value of
     a SET when it is one plain literal or word. ``isolation`` is lower-case (``read committed``). ``read_only`` and
-    ``deferrable`` are None when not said.
+    ``deferrable`` are None when not said. ``is_write_candidate``: ``names`` say all that a write could run.
     """
 
     kind: Kind
@@ -167,6 +167,7 @@ class Statement:
     refusal: Refusal | None = None
     has_params: bool = False
     is_pure_candidate: bool = False
+    is_write_candidate: bool = False
     shape: Shape = _NO_SHAPE
     nocache: bool = False
     databases: tuple[str, ...] = ()

@@ -36,7 +36,7 @@ CONTAINERS = frozenset(
     "A_Indices A_Star SortBy WindowDef GroupingSet GroupingFunc RangeSubselect SetToDefault "
     "NamedArgExpr Integer Float Boolean BitString String XmlExpr XmlSerialize CollateClause JsonKeyValue JsonValueExpr "
     "JsonReturning JsonFormat JsonArgument JsonTablePathSpec JsonTablePlan JsonBehavior JsonIsPredicate "
-    "JsonAggConstructor InferClause OnConflictClause MultiAssignRef MergeWhenClause ReturningOption".split()
+    "JsonAggConstructor InferClause OnConflictClause MultiAssignRef MergeWhenClause ReturningOption IndexElem".split()
 )
 KEYWORD_CALLS = {
     "JsonArrayConstructor": "json_array",

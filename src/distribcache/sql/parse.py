@@ -143,6 +143,7 @@ def _select(node: Node, fields: Node, nocache: bool) -> Statement:
         refusal=refusal,
         has_params=walk.params,
         is_pure_candidate=kind is Kind.READ and not walk.unknown,
+        is_write_candidate=kind is Kind.WRITE and not walk.unknown and not walk.creates,
         shape=shape_of(walk, fields),
         nocache=nocache,
     )
@@ -152,7 +153,10 @@ def _modify(kind: str) -> Callable[[Node], Statement]:
     def facts(fields: Node) -> Statement:
         walk = Walk()
         walk.query({kind: fields})
-        return Statement(Kind.WRITE, names=walk.names(), refusal=_NOT_A_READ, has_params=walk.params)
+        return Statement(
+            Kind.WRITE, names=walk.names(), refusal=_NOT_A_READ, has_params=walk.params,
+            is_write_candidate=not walk.unknown and not walk.creates,
+        )  # fmt: skip
 
     return facts
 
