@@ -33,7 +33,7 @@ from distribcache.catalog.generation import CatalogueView, Relations
 from distribcache.coherence.alarms import Alarms
 from distribcache.coherence.decoding import Commit
 from distribcache.coherence.freshness import Freshness
-from distribcache.coherence.ledger import FRESH_AT, NEVER, SCHEMA, Ledger, V, W, next_epoch
+from distribcache.coherence.ledger import FRESH_AT, NEVER, SCHEMA, Columns, Ledger, V, W, next_epoch
 from distribcache.coherence.lsn import DEFAULT_SEGMENT, normalise
 from distribcache.coherence.visibility import Snapshot, Visibility
 
@@ -204,6 +204,10 @@ class Coverage:
         """The ledger slot of a relation; one that the last re-read did not know satisfies no entry yet."""
         known = oid in self.relations.oids
         return self.ledger.slot_of(oid, max(self.received, self.target) if known else NEVER)
+
+    def watch(self, oid: int, columns: Columns) -> int:
+        """The wildcard of a column set; 0 as long as rows are not told apart."""
+        return 0
 
     def fill_point(self) -> int | None:
         """V, or None when nothing may be filled."""

@@ -14,14 +14,23 @@ Rules:
    before the slot existed was not recorded in it. ``NEVER`` makes a slot that no entry can satisfy.
 5. When the table of slots is full, all further relations share the last slot: a collision only costs misses.
 
-Layout: ``FORMAT EPOCH W V FRESH_AT``, one floor word per worker, the schema slot, dense slots for relations (and,
-later, wildcards), then hashed slots for row tags (``row_slots``, zero for now).
+6. A row tag (relation, column set, values) is hashed into the row slots: dense slots are never hit by chance (coherence
+   trap 17). The hash is fixed: whoever changes it changes ``LEDGER_FORMAT``, which seeds it. Two row tags that share a
+   slot only cost misses. Each column set has a dense *wildcard* beside it, for changes whose values are not known.
+
+Layout: ``FORMAT EPOCH W V FRESH_AT``, one floor word per worker, the schema slot, dense slots for relations and
+wildcards, then, from a page's beginning on, the row slots. Memory comes from the system as zeroes that take no room
+until they are written to.
 """
 
 from __future__ import annotations
 
 import itertools
+import mmap
+import sys
 from typing import Final
+
+from xxhash import xxh3_64_intdigest
 
 __all__ = [
     "EPOCH",
@@ -32,19 +41,25 @@ __all__ = [
     "MAX_WORKERS",
     "NEVER",
     "SCHEMA",
+    "Columns",
     "Ledger",
     "V",
     "W",
     "next_epoch",
+    "tag_prefix",
 ]
 
-LEDGER_FORMAT: Final = 1
+LEDGER_FORMAT: Final = 2
 MAX_WORKERS: Final = 64
 FORMAT, EPOCH, W, V, FRESH_AT = range(5)
 FLOORS: Final = 8  # words 8 … 8 + MAX_WORKERS - 1
 SCHEMA: Final = FLOORS + MAX_WORKERS
 _FIRST_TABLE: Final = SCHEMA + 1
 NEVER: Final = (1 << 64) - 1
+_PAGE: Final = 4096
+_PIECE: Final = 1 << 20
+
+Columns = tuple[str, ...]
 
 _epochs = itertools.count(1)
 
@@ -54,20 +69,32 @@ def next_epoch() -> int:
     return next(_epochs)
 
 
+def tag_prefix(oid: int, columns: Columns) -> bytes:
+    """What the row tags of one column set have in common; see ``Ledger.hashed``."""
+    names = [name.encode() for name in columns]
+    head = oid.to_bytes(8, "little") + len(names).to_bytes(4, "little")
+    return head + b"".join(len(name).to_bytes(4, "little") + name for name in names)
+
+
 class Ledger:
     """Words of one database; see the module's rules. ``tables`` is the number of dense slots."""
 
-    __slots__ = ("_next", "_overflow", "_slots", "rows_at", "words")
+    __slots__ = ("_mask", "_memory", "_next", "_overflow", "_slots", "_wildcards", "rows_at", "words")
 
-    def __init__(self, tables: int = 1 << 16, row_slots: int = 0) -> None:
-        if tables < 2 or row_slots & (row_slots - 1):
-            raise ValueError("a ledger needs two table slots at least, and a power of two of row slots")
-        self.rows_at = _FIRST_TABLE + tables
-        self.words: memoryview = memoryview(bytearray(8 * (self.rows_at + row_slots))).cast("Q")
+    def __init__(self, tables: int = 1 << 16, row_slots: int = 1 << 22) -> None:
+        if tables < 2 or row_slots < 1 or row_slots & (row_slots - 1):
+            raise ValueError("a ledger needs two dense slots at least, and a power of two of row slots")
+        self._overflow = _FIRST_TABLE + tables - 1
+        self.rows_at = -(-8 * (self._overflow + 1) // _PAGE) * _PAGE // 8
+        self._mask = row_slots - 1
+        # Private, because only there MADV_DONTNEED means zeroes.
+        private = {} if sys.platform == "win32" else {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS}
+        self._memory = mmap.mmap(-1, 8 * (self.rows_at + row_slots), **private)
+        self.words: memoryview = memoryview(self._memory).cast("Q")
         self.words[FORMAT] = LEDGER_FORMAT
         self._slots: dict[int, int] = {}
+        self._wildcards: dict[tuple[int, Columns], int] = {}
         self._next = _FIRST_TABLE
-        self._overflow = self.rows_at - 1
 
     def __contains__(self, oid: int) -> bool:
         return oid in self._slots
@@ -76,11 +103,30 @@ class Ledger:
         """The slot of a relation, made with the value ``initial`` when there was none."""
         slot = self._slots.get(oid)
         if slot is None:
-            slot = min(self._next, self._overflow)
-            if self._next < self._overflow:
-                self._next += 1
-            self._slots[oid] = slot
-            self.words[slot] = max(self.words[slot], initial)
+            slot = self._slots[oid] = self._dense(initial)
+        return slot
+
+    def wildcard_of(self, oid: int, columns: Columns, initial: int) -> int:
+        """The slot of *any row* of a column set, made with the value ``initial`` when there was none."""
+        slot = self._wildcards.get((oid, columns))
+        if slot is None:
+            slot = self._wildcards[oid, columns] = self._dense(initial)
+        return slot
+
+    def row_slot(self, oid: int, columns: Columns, values: tuple[bytes, ...]) -> int:
+        """The slot of the rows of a relation that have these values, as the change stream prints them unquoted."""
+        return self.hashed(tag_prefix(oid, columns), values)
+
+    def hashed(self, prefix: bytes, values: list[bytes] | tuple[bytes, ...]) -> int:
+        """``row_slot`` by ``tag_prefix(oid, columns)``."""
+        fields = b"".join([len(value).to_bytes(4, "little") + value for value in values])
+        return self.rows_at + (xxh3_64_intdigest(prefix + fields, seed=LEDGER_FORMAT) & self._mask)
+
+    def _dense(self, initial: int) -> int:
+        slot = min(self._next, self._overflow)
+        if self._next < self._overflow:
+            self._next += 1
+        self.words[slot] = max(self.words[slot], initial)
         return slot
 
     def bump(self, slot: int, lsn: int) -> None:
@@ -100,11 +146,17 @@ class Ledger:
         for oid, slot in self._slots.items():
             if words[slot] == NEVER and oid in oids and slot != self._overflow:
                 words[slot] = lsn
+        for (oid, _), slot in self._wildcards.items():
+            if words[slot] == NEVER and oid in oids and slot != self._overflow:
+                words[slot] = lsn
         if words[self._overflow] == NEVER:
             words[self._overflow] = lsn
 
     def bump_all(self, lsn: int) -> None:
-        """The catalogue changed: the schema slot and every relation take ``lsn``; nothing older is valid."""
+        """The catalogue changed: schema slot, relations and wildcards take ``lsn``; nothing older is valid.
+
+        Row slots may stay: every entry has one of the others too.
+        """
         words = self.words
         for slot in range(SCHEMA, self._next):
             if lsn > words[slot]:
@@ -115,7 +167,7 @@ class Ledger:
     def renew(self, epoch: int) -> None:
         """Begin a new epoch: no hits, then no entry of the old one, then positions that may be lower than before.
 
-        Relations keep their indices and become ``NEVER``: what they stand for must be seen again first.
+        Relations and wildcards keep their indices and become ``NEVER``: what they stand for must be seen again first.
         """
         words = self.words
         words[FRESH_AT] = 0
@@ -126,6 +178,16 @@ class Ledger:
         for slot in range(_FIRST_TABLE, self._next):
             words[slot] = NEVER
         words[self._overflow] = NEVER if self._next == self._overflow else 0
+        self._forget_rows()
+
+    def _forget_rows(self) -> None:
+        """Row slots become zero, and their memory is given back where the system has a word for that."""
+        start, end = 8 * self.rows_at, len(self._memory)
+        if sys.platform == "linux" and start % mmap.PAGESIZE == 0:
+            self._memory.madvise(mmap.MADV_DONTNEED, start, end - start)
+            return
+        for at in range(start, end, _PIECE):
+            self._memory[at : min(at + _PIECE, end)] = bytes(min(_PIECE, end - at))
 
     def open(self, lsn: int) -> None:
         """Coverage starts at ``lsn`` under the present epoch."""

@@ -21,7 +21,7 @@ from distribcache.clock import now_ns
 from distribcache.coherence.coverage import Coverage
 from distribcache.coherence.following import Following
 from distribcache.coherence.freshness import Freshness
-from distribcache.coherence.ledger import FLOORS, FRESH_AT, Ledger, V, W
+from distribcache.coherence.ledger import FLOORS, FRESH_AT, Columns, Ledger, V, W
 from distribcache.coherence.link import Link, ServerIdentity
 from distribcache.coherence.lsn import format_lsn
 from distribcache.coherence.options import Options
@@ -127,6 +127,18 @@ class DatabaseCoherence:
     def slot_of(self, oid: int) -> int:
         """The ledger slot of a relation."""
         return self.coverage.slot_of(oid)
+
+    def watch(self, oid: int, columns: Columns) -> int:
+        """Begin to follow the rows of a relation by these columns (sorted by name), before F is read (R2).
+
+        The slot of the set's wildcard, which belongs to every entry that has a ``row_slot`` of the set. 0: there is no
+        room, or rows can not be told here; the entry takes ``slot_of`` instead.
+        """
+        return self.coverage.watch(oid, columns)
+
+    def row_slot(self, oid: int, columns: Columns, values: tuple[bytes, ...]) -> int:
+        """The slot of the rows with these values, each as the change stream prints it, without quotes."""
+        return self.ledger.row_slot(oid, columns, values)
 
     def wait_fresh(self, floor_ns: int, timeout_s: float) -> asyncio.Future[bool]:
         """True as soon as ``fresh_at >= floor_ns``; False after ``timeout_s``, or when the link is lost."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from distribcache.coherence.freshness import Freshness
-from distribcache.coherence.ledger import Ledger, next_epoch
+from distribcache.coherence.ledger import Columns, Ledger, next_epoch
 from distribcache.coherence.link import ServerIdentity
 from distribcache.coherence.reasons import REASONS
 from distribcache.errors import UpstreamError
@@ -22,7 +22,7 @@ class PassThrough:
 
     def __init__(self, name: str, reason: str) -> None:
         self.name = name
-        self.ledger = Ledger(2)
+        self.ledger = Ledger(2, 1)
         self.words = self.ledger.words
         self.counters = Freshness(epoch_changes=0)
         self.max_staleness_ns = 0
@@ -50,6 +50,12 @@ class PassThrough:
 
     def slot_of(self, oid: int) -> int:
         return self.ledger.slot_of(oid, 0)
+
+    def watch(self, oid: int, columns: Columns) -> int:
+        return self.slot_of(oid)
+
+    def row_slot(self, oid: int, columns: Columns, values: tuple[bytes, ...]) -> int:
+        return self.slot_of(oid)
 
     def wait_fresh(self, floor_ns: int, timeout_s: float) -> asyncio.Future[bool]:
         future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()

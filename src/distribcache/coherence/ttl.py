@@ -18,7 +18,7 @@ from distribcache.clock import now_ns
 from distribcache.coherence.catalogue import LOCK_MS, STATEMENT_MS, Catalogue
 from distribcache.coherence.connections import close, connect
 from distribcache.coherence.freshness import Freshness
-from distribcache.coherence.ledger import EPOCH, FLOORS, FRESH_AT, NEVER, SCHEMA, Ledger, V, W, next_epoch
+from distribcache.coherence.ledger import EPOCH, FLOORS, FRESH_AT, NEVER, SCHEMA, Columns, Ledger, V, W, next_epoch
 from distribcache.coherence.link import ServerIdentity
 from distribcache.coherence.options import Options
 from distribcache.errors import UpstreamError
@@ -38,7 +38,7 @@ class TtlOnly:
     ) -> None:
         self.name = name
         self.options = options or Options()
-        self.ledger = Ledger(self.options.tables)
+        self.ledger = Ledger(self.options.tables, 1)
         self.words = self.ledger.words
         self.counters = Freshness(epoch_changes=0)
         self.max_staleness_ns = NEVER
@@ -83,6 +83,13 @@ class TtlOnly:
 
     def slot_of(self, oid: int) -> int:
         return self.ledger.slot_of(oid, 0)
+
+    def watch(self, oid: int, columns: Columns) -> int:
+        """Nobody touches the slot of a relation, nor of its rows."""
+        return self.slot_of(oid)
+
+    def row_slot(self, oid: int, columns: Columns, values: tuple[bytes, ...]) -> int:
+        return self.slot_of(oid)
 
     def wait_fresh(self, floor_ns: int, timeout_s: float) -> asyncio.Future[bool]:
         future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
