@@ -30,7 +30,7 @@ check: lint test  ## lint and test
 docs: $(VENV)/.stamp-dev  ## Write the generated pages of the reference
 	@$(BIN)/python docs/generate.py
 
-suites: $(VENV)/.stamp-dev  ## PostgreSQL's and psycopg's own test suites, four passes each
+suites: $(VENV)/.stamp-dev  ## The test suites of PostgreSQL, its drivers and Django, four passes each
 	@$(BIN)/python tests/suites/run.py $(ARGS)
 
 bench: $(VENV)/.stamp-dev  ## pgbench against direct, distribcache, PgBouncer and pgpool-II, as ratios

@@ -12,12 +12,15 @@ the suite's list ``unstable``, with the reason, and is shown as such.
 
 from __future__ import annotations
 
+import xml.etree.ElementTree as ET
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
-__all__ = ["PASSES", "Outcome", "Run", "Verdict", "differences", "judge"]
+__all__ = ["PASSES", "Outcome", "Run", "Verdict", "differences", "judge", "read_report"]
 
 PASSES = ("A", "B", "C", "D")
+_RANK = {"passed": 0, "skipped": 1, "failed": 2, "error": 3}
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,3 +79,21 @@ def judge(which: str, base: Run | None, runs: list[Run], unstable: Collection[st
     if which == "C" and not all(run.hits > 0 for run in runs):
         return Verdict(False, "identical to A, but nothing was served from memory")
     return Verdict(True, "identical to A")
+
+
+def read_report(report: Path) -> dict[str, Outcome]:
+    """Statuses by test id out of a JUnit file. An id that occurs twice (test and its teardown) keeps the worse one."""
+    outcomes: dict[str, Outcome] = {}
+    if not report.exists():
+        return outcomes
+    for case in ET.parse(report).getroot().iter("testcase"):
+        status = "passed"
+        for child in case:
+            found = {"failure": "failed", "error": "error", "skipped": "skipped"}.get(child.tag)
+            if found and _RANK[found] > _RANK[status]:
+                status = found
+        name = f"{case.get('classname')}::{case.get('name')}"
+        before = outcomes.get(name)
+        if before is None or _RANK[before.status] < _RANK[status]:
+            outcomes[name] = Outcome(status)
+    return outcomes

@@ -20,7 +20,7 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,15 +31,16 @@ from benchmarks.servers import Program, distribcache, pg_bin, stats
 from psycopg import sql
 from rich.console import Console
 from rich.table import Table
-from tests.suites import drivers, regress
+from tests.suites import drivers, reads, regress
 from tests.suites.fetch import BUILD, ROOT, Unavailable
-from tests.suites.outcomes import PASSES, Run, Verdict, judge
+from tests.suites.outcomes import PASSES, Run, Verdict, differences, judge
+from tests.suites.texts import texts_of
 
 from distribcache.cli.postgres import Postgres
 
 CACHE_OFF = "-c distribcache.cache=off"
 MUTED = [sys.executable, str(ROOT / "tests" / "suites" / "muted_serve.py"), "serve"]
-SUITES = (regress.NAME, *drivers.DRIVERS)
+SUITES = (regress.NAME, reads.NAME, *drivers.DRIVERS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,20 +58,31 @@ class Suite:
 
     def __init__(self, name: str, tests: Sequence[str], stand_in: Sequence[str], bin_dir: Path) -> None:
         self.name = name
-        self.unstable = regress.UNSTABLE if name == regress.NAME else drivers.DRIVERS[name].unstable
+        driver = drivers.DRIVERS.get(name)
+        self.unstable: Collection[str] = driver.unstable if driver is not None else regress.UNSTABLE
         self.results = BUILD / "results" / name
         self._tests = tests
         self._stand_in = stand_in
         self._bin = bin_dir
-        if name == regress.NAME:
-            self._prepared = regress.prepare(bin_dir)
-        else:
-            drivers.DRIVERS[name].source()
+        self._texts: dict[str, bytes] = {}
+        if driver is not None:
+            driver.source()
+            return
+        self._prepared = regress.prepare(bin_dir)
+        if name == reads.NAME:
+            self._texts = texts_of(self._prepared / "input" / "sql", tests)
 
     def passes(self, wanted: Sequence[str], repeat: int, say: Console) -> Iterator[Row]:
         """Run the wanted passes on one server. Raises RuntimeError when a proxy does not start or dies."""
         base: Run | None = None
-        with Postgres(bin_dir=self._bin, options=regress.OPTIONS | {"max_connections": "300"}) as server:
+        more = reads.OPTIONS if self._texts else {}
+        with Postgres(bin_dir=self._bin, options=regress.OPTIONS | {"max_connections": "300"} | more) as server:
+            if self._texts:
+                say.print(f"[dim]{self.name}: filling the database…")
+                self._fill(server)
+                every, self._texts = len(self._texts), reads.answered(self._texts, server.port, "regression")
+                say.print(f"[dim]{self.name}: {len(self._texts)} of {every} texts are answered in it")
+                repeat = max(repeat, 2)
             for which in wanted:
                 shutil.rmtree(self.results / which, ignore_errors=True)
                 for old in self.results.glob(f"{which}[0-9]"):
@@ -78,12 +90,37 @@ class Suite:
                 times = {"A": repeat, "B": 1, "C": 2, "D": 1}[which]
                 say.print(f"[dim]{self.name}: pass {which}, {times} run{'s' if times > 1 else ''}…")
                 runs = self._pass(which, times, server)
+                if which == "A" and self._texts:
+                    self.unstable = {name for again in runs[1:] for name in differences(runs[0], again, ())}
+                    say.print(f"[dim]  {len(self.unstable)} answers are not the same when asked again directly")
                 verdict = judge(which, base, runs, self.unstable)
                 if which == "A":
                     base = runs[0]
                 elif base is not None:
                     self._explain(which, base, runs, verdict)
                 yield Row(self.name, which, runs, verdict)
+
+    def _fill(self, server: Postgres) -> None:
+        """Run PostgreSQL's suite directly, for the database that it leaves behind."""
+        with tempfile.TemporaryDirectory(prefix="distribcache-suite-") as folder:
+            Path(folder).chmod(0o755)
+            regress.run(
+                self._prepared, self._bin, server.port, Path(folder) / "run", self.results / "filling",
+                server_port=server.port, env={},
+            )
+        with psycopg.connect(server.conninfo("regression"), autocommit=True) as connection:
+            for statement in reads.TIDY:
+                connection.execute(statement.encode())
+
+    def _reads(self, which: str, number: int, server: int, kept: Path, proxy: Program | None) -> Run:
+        dbname = f"reads_{which.lower()}{number}"
+        conninfo = f"host=127.0.0.1 port={server} user=postgres sslmode=disable dbname="
+        with psycopg.connect(conninfo + "postgres", autocommit=True) as connection:
+            connection.execute(sql.SQL("CREATE DATABASE {} TEMPLATE regression").format(sql.Identifier(dbname)))
+        return reads.run(
+            server if proxy is None else proxy.port, conninfo + dbname, dbname, self._texts, kept,
+            options=CACHE_OFF if which == "B" else "", cached=which in "CD" and not self._stand_in,
+        )
 
     def _pass(self, which: str, times: int, server: Postgres) -> list[Run]:
         dbname = f"suite_{which.lower()}"
@@ -117,7 +154,9 @@ class Suite:
         port = server if proxy is None else proxy.port
         kept, folder = self.results / f"{which}{number}", work / f"run{number}"
         before = self._counters(proxy)
-        if self.name == regress.NAME:
+        if self._texts:
+            run = self._reads(which, number, server, kept, proxy)
+        elif self.name == regress.NAME:
             run = regress.run(
                 self._prepared, self._bin, port, folder, kept, server_port=server, env=env, tests=self._tests
             )
