@@ -14,9 +14,12 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from distribcache.sql.timewords import dangerous_parameter
+
+if TYPE_CHECKING:
+    from distribcache.sql.levels import Levels
 
 __all__ = [
     "REFUSALS", "Coercion", "FunctionCall", "Kind", "Name", "Names", "Parsed", "Refusal", "Shape",
@@ -152,6 +155,7 @@ class Statement:
     ALL (``DISCARD ALL``, ``DEALLOCATE ALL``, ``RESET ALL``, ``CLOSE ALL``, ``UNLISTEN *``). ``value`` is the value of
     a SET when it is one plain literal or word. ``isolation`` is lower-case (``read committed``). ``read_only`` and
     ``deferrable`` are None when not said. ``is_write_candidate``: ``names`` say all that a write could run.
+    ``levels``: what an unrefused read reads, level by level.
     """
 
     kind: Kind
@@ -171,6 +175,7 @@ class Statement:
     shape: Shape = _NO_SHAPE
     nocache: bool = False
     databases: tuple[str, ...] = ()
+    levels: Levels | None = None
 
     @property
     def relations(self) -> tuple[Name, ...]:

@@ -34,6 +34,11 @@ class Gathered:
         self.creates = False
         self.unknown = False
         self.params = False
+        # For the levels: each SELECT that reads from something, how often a relation is named, and each $n.
+        self.selects: list[tuple[Node, frozenset[str]]] = []
+        self.mentions = 0
+        self.parameters: list[int] = []
+        self.recursive = False
         self.aggregates = self.windows = self.joins = 0
         self.group_by = self.vector = False
         self.casts: list[tuple[Name, Node | None]] = []

@@ -22,6 +22,7 @@ import postgast
 from postgast.native import lib
 
 from distribcache.sql.cacheability import Kind, Parsed, Refusal, Statement
+from distribcache.sql.levels import levels_of
 from distribcache.sql.relations import Walk
 from distribcache.sql.shape import shape_of
 
@@ -76,7 +77,8 @@ def read(text: bytes) -> Parsed:
     try:
         nodes = tree_of(sql)
         nocache = _NOCACHE.search(sql) is not None and _says_nocache(sql)
-        statements = tuple([_statement(node, nocache) for node in nodes])
+        # Of several statements none is cached: what they read, level by level, is of no use.
+        statements = tuple([_statement(node, nocache, text if len(nodes) == 1 else b"") for node in nodes])
     except ParseError as problem:
         return Parsed((), str(problem))
     except RecursionError:
@@ -110,19 +112,19 @@ def _says_nocache(sql: str) -> bool:
 _COMMENTS = frozenset({postgast.pg_query_pb2.SQL_COMMENT, postgast.pg_query_pb2.C_COMMENT})
 
 
-def _statement(node: Node, nocache: bool) -> Statement:
+def _statement(node: Node, nocache: bool, text: bytes = b"") -> Statement:
     if len(node) != 1:
         return _EMPTY
     ((kind, fields),) = node.items()
     if kind == "SelectStmt":
-        return _select(node, fields, nocache)
+        return _select(node, fields, nocache, text)
     facts = _KINDS.get(kind)
     if facts is None:
         return Statement(Kind.DDL, refusal=_NOT_A_READ)
     return facts(fields) if callable(facts) else Statement(facts, refusal=_NOT_A_READ)
 
 
-def _select(node: Node, fields: Node, nocache: bool) -> Statement:
+def _select(node: Node, fields: Node, nocache: bool, text: bytes) -> Statement:
     walk = Walk()
     walk.query(node)
     kind = Kind.READ
@@ -146,6 +148,7 @@ def _select(node: Node, fields: Node, nocache: bool) -> Statement:
         is_write_candidate=kind is Kind.WRITE and not walk.unknown and not walk.creates,
         shape=shape_of(walk, fields),
         nocache=nocache,
+        levels=levels_of(walk, text) if text and refusal is None else None,
     )
 
 

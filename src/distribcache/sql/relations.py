@@ -36,7 +36,7 @@ from distribcache.sql.grammar import (
 from distribcache.sql.origin import call_of
 from distribcache.sql.timewords import names_a_moment
 
-__all__ = ["Walk"]
+__all__ = ["Scope", "Walk"]
 
 Node = dict[str, Any]
 Scope = frozenset[str]
@@ -95,13 +95,15 @@ class Walk(Gathered):
         if "groupClause" in node:
             self.group_by = True
         tables = node.get("fromClause")
-        if tables is not None and len(tables) > 1:
+        if tables is not None:
+            self.selects.append((node, scope))
             self.joins += len(tables) - 1
         self.fields(node, scope, "withClause", "lockingClause", "intoClause", "larg", "rarg")
 
     def with_clause(self, node: Node, scope: Scope) -> Scope:
         expressions = [item["CommonTableExpr"] for item in node.get("ctes", ())]
         if node.get("recursive"):
+            self.recursive = True
             scope = scope | {cte["ctename"] for cte in expressions}
         for cte in expressions:
             query = cte.get("ctequery", {})
@@ -133,6 +135,7 @@ class Walk(Gathered):
             self.refuse("other_database", f"{node['catalogname']}.{schema}.{name}")
             self.unknown = True
         self.relations.add(Name(schema, name))
+        self.mentions += 1
 
     def join(self, node: Node, scope: Scope) -> None:
         self.joins += 1
@@ -171,6 +174,7 @@ class Walk(Gathered):
 
     def parameter(self, node: Node, scope: Scope) -> None:
         self.params = True
+        self.parameters.append(node.get("number", 0))
 
     def call(self, node: Node, scope: Scope) -> None:
         if len(node["funcname"]) > 2:
