@@ -276,7 +276,7 @@ def test_the_map_knows_names_as_printed_and_all_ancestors(eyes: Eyes) -> None:
     eyes.act("CREATE TABLE r31 PARTITION OF r3 FOR VALUES IN (3)")
     result = eyes.looks.execute(RELATIONS_SQL).pgresult
     assert result is not None
-    rows = [tuple(result.get_value(row, column) for column in range(6)) for row in range(result.ntuples)]
+    rows = [tuple(result.get_value(row, column) for column in range(result.nfields)) for row in range(result.ntuples)]
     found = relations_from(rows)
     oid = {name: oids[0] for name, oids in found.by_name.items()}
     assert found.by_name[b"public.r31"] == (oid[b"public.r31"], oid[b"public.r3"], oid[b"public.r"])

@@ -43,13 +43,18 @@ class SnapshotLike(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Relation:
-    """``kind`` is relkind; ``identity`` is relreplident (d, n, f, i); ``fires`` tells of triggers or rules."""
+    """``kind`` is relkind; ``identity`` is relreplident (d, n, f, i); ``fires`` tells of triggers or rules.
+
+    ``key``: for identities d and i the columns of the index that serves as such, in UTF-8; none when there is no such
+    index, or it is deferrable. An UPDATE shows their old values when it changes one of them, and else none at all.
+    """
 
     oid: int
     kind: str
     identity: str
     fires: bool
     ancestors: tuple[int, ...]
+    key: frozenset[bytes] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,13 +179,23 @@ FINGERPRINT_SQL = (
 )
 """One row: snapshot, hashes of all catalogues, and the same array as ``QUICK_SQL``."""
 
+# As relcache.c chooses it; what is stricter here only costs misses.
+_IDENTITY = (
+    "SELECT string_agg(encode(namesend(a.attname), 'hex'), ' ') FROM pg_index i JOIN pg_attribute a ON "
+    "a.attrelid = c.oid AND a.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1]) WHERE i.indrelid = c.oid AND "
+    "CASE c.relreplident WHEN 'd' THEN i.indisprimary WHEN 'i' THEN i.indisreplident END AND i.indisunique AND "
+    "i.indimmediate AND i.indisvalid AND i.indislive AND NOT i.indisexclusion AND i.indpred IS NULL"
+)
+
 RELATIONS_SQL = (
     "SELECT c.oid, quote_ident(n.nspname) || '.' || quote_ident(c.relname), c.relkind, c.relreplident, "
-    "c.relhastriggers OR c.relhasrules, (SELECT array_agg(inhparent) FROM pg_inherits WHERE inhrelid = c.oid) "
+    "c.relhastriggers OR c.relhasrules, (SELECT array_agg(inhparent) FROM pg_inherits WHERE inhrelid = c.oid), "
+    f"CASE WHEN c.relreplident IN ('d', 'i') THEN ({_IDENTITY}) END "
     "FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace "
     "WHERE c.relkind IN ('r', 'p', 'm', 'v', 'f') AND c.relpersistence <> 't'"
 )
-"""A row per relation: oid, printed name, relkind, replica identity, triggers or rules, parents."""
+"""A row per relation: oid, printed name, relkind, replica identity, triggers or rules, parents, columns of the identity
+in hexadecimal."""
 
 PREPARE_SQL = f"PREPARE distribcache_look AS {FINGERPRINT_SQL}; PREPARE distribcache_quick AS {QUICK_SQL}"
 """Planning the fingerprint costs as much as running it on a small database: once per connection is enough."""
@@ -197,21 +212,22 @@ def relations_from(rows: Iterable[Sequence[bytes | None]]) -> Relations:
 
     Raises ValueError when a row has another form.
     """
-    facts: dict[int, tuple[bytes, str, str, bool]] = {}
+    facts: dict[int, tuple[bytes, str, str, bool, frozenset[bytes]]] = {}
     parents: dict[int, tuple[int, ...]] = {}
-    for oid, name, kind, identity, fires, above in rows:
+    for oid, name, kind, identity, fires, above, key in rows:
         if oid is None or name is None or kind is None or identity is None:
             raise ValueError("a relation without a name")
         number = int(oid)
-        facts[number] = (name, kind.decode(), identity.decode(), fires == b"t")
+        columns = frozenset(bytes.fromhex(column.decode()) for column in (key or b"").split())
+        facts[number] = (name, kind.decode(), identity.decode(), fires == b"t", columns)
         if above:
             parents[number] = tuple(map(int, above.strip(b"{}").split(b",")))
     by_name: dict[bytes, tuple[int, ...]] = {}
     by_oid: dict[int, Relation] = {}
-    for number, (name, kind_text, identity_text, fired) in facts.items():
+    for number, (name, kind_text, identity_text, fired, columns) in facts.items():
         ancestors = _closure(number, parents)
         by_name[name] = (number, *ancestors)
-        by_oid[number] = Relation(number, kind_text, identity_text, fired, ancestors)
+        by_oid[number] = Relation(number, kind_text, identity_text, fired, ancestors, columns)
     return Relations(by_name, by_oid, frozenset(facts))
 
 

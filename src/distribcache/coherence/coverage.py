@@ -36,6 +36,7 @@ from distribcache.coherence.freshness import Freshness
 from distribcache.coherence.ledger import FRESH_AT, NEVER, SCHEMA, Columns, Ledger, V, W, next_epoch
 from distribcache.coherence.lsn import DEFAULT_SEGMENT, normalise
 from distribcache.coherence.visibility import Snapshot, Visibility
+from distribcache.coherence.watching import Watching
 
 __all__ = ["SETTLE_NS", "Coverage"]
 
@@ -58,6 +59,7 @@ class Coverage:
         on_fresh: Callable[[int], None] = lambda _: None,
     ) -> None:
         self.ledger = ledger
+        self.watching = Watching(ledger)
         self.counters = counters
         self.on_fresh = on_fresh
         self.full_poll_ns = full_poll_ns
@@ -84,6 +86,7 @@ class Coverage:
         self.settle_at = 0
         self.settle_changed = False
         self.relations = Relations.empty()
+        self.watching.renew(self.relations)
         self.fingerprint: tuple[int, ...] = ()
         self.quick: tuple[int, ...] = ()
         self.seen: Snapshot | None = None
@@ -104,7 +107,7 @@ class Coverage:
 
     def commit(self, commit: Commit) -> None:
         """A committed transaction. Slots are bumped at once, W follows in ``publish``."""
-        lsn, touch = commit.lsn, self.ledger.touch
+        lsn, touch, bump = commit.lsn, self.ledger.touch, self.ledger.bump
         before = self.received
         lost = False
         by_name = self.relations.by_name
@@ -115,6 +118,8 @@ class Coverage:
             else:
                 for oid in oids:
                     touch(oid, lsn)
+        for slot in commit.slots:
+            bump(slot, lsn)
         self.visibility.received(commit.xid, lsn)
         self.received = max(before, lsn)
         self.counters.commits += 1
@@ -174,8 +179,10 @@ class Coverage:
         self.counters.rereads += 1
         if view.relations is not None:
             self.relations = view.relations
+            self.watching.renew(view.relations)
         if changed or (settling and self.settle_changed):
-            self.target = normalise(insert, self.segment)
+            # What was received meanwhile may lie behind the position, and was attributed by the outdated map too.
+            self.target = max(normalise(insert, self.segment), self.received)
             self.ledger.bump_all(self.target)
             self.counters.catalogue_changes += changed
         if changed:
@@ -202,12 +209,17 @@ class Coverage:
 
     def slot_of(self, oid: int) -> int:
         """The ledger slot of a relation; one that the last re-read did not know satisfies no entry yet."""
-        known = oid in self.relations.oids
-        return self.ledger.slot_of(oid, max(self.received, self.target) if known else NEVER)
+        return self.ledger.slot_of(oid, self._initial(oid))
 
     def watch(self, oid: int, columns: Columns) -> int:
-        """The wildcard of a column set; 0 as long as rows are not told apart."""
-        return 0
+        """The wildcard of a column set, registered now if it was not; 0 when there is no room for it.
+
+        Like a new slot it starts at everything received. A transaction that is being decoded touches it at its commit.
+        """
+        return self.watching.register(oid, columns, self._initial(oid))
+
+    def _initial(self, oid: int) -> int:
+        return max(self.received, self.target) if oid in self.relations.oids else NEVER
 
     def fill_point(self) -> int | None:
         """V, or None when nothing may be filled."""

@@ -1,8 +1,8 @@
 """Text of ``test_decoding`` → facts. No IO, no time, no waiting.
 
-What it must do: tell, for each committed transaction, its xid, the end of its commit record and the relations whose
-rows changed; and whether it smells of a catalogue change. It must do so cheaply: a bulk update sends one message per
-row, and all that counts of it is one name (coherence rule R7).
+What it must do: tell, for each committed transaction, its xid, the end of its commit record, the relations whose
+rows changed and, where somebody watches, which rows; and whether it smells of a catalogue change. It must do so
+cheaply: a bulk update sends one message per row, and all that counts of it is one name (coherence rule R7).
 
 Rules:
 1. A change counts at its COMMIT, whose start position is the end of the commit record. Nothing is reported before.
@@ -12,15 +12,24 @@ Rules:
 3. A transaction without any row is what DDL looks like: ``empty``. One that holds nothing but our own flush message
    is not.
 4. A text that is not understood is never skipped: ``ProtocolError``; the reader then starts anew with a new epoch.
+5. Tuples are read only where there is a plan for the relation (``watching``), and only of its first rows in the
+   transaction: with more than ``BULK`` of them its wildcards are touched, once. So they are by TRUNCATE.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
-from distribcache.errors import ProtocolError
+from distribcache.coherence.tuples import read_change, strange
+from distribcache.coherence.watching import Plan
 
-__all__ = ["DDL_PREFIX", "FLUSH_PREFIX", "LEAVE_PREFIX", "Commit", "Decoder", "names_of"]
+__all__ = ["BULK", "DDL_PREFIX", "FLUSH_PREFIX", "LEAVE_PREFIX", "Commit", "Decoder", "names_of"]
+
+BULK: Final = 1000
+"""Rows of one relation in one transaction that are looked at one by one."""
+_MOST_SLOTS: Final = 1 << 16
 
 FLUSH_PREFIX = b"distribcache.flush"
 DDL_PREFIX = b"distribcache.ddl"
@@ -33,7 +42,8 @@ _ROW = (b" INSERT:", b" UPDATE:", b" DELETE:")
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """A committed transaction: ``lsn`` is the end of its commit record, ``names`` the changed relations as printed.
+    """A committed transaction: ``lsn`` is the end of its commit record, ``names`` the changed relations as printed,
+    ``slots`` what the ledger has for rows and wildcards that it touched.
 
     ``empty``: no row and no message of ours in it, as with DDL. ``ddl``: the event trigger's message was in it.
     """
@@ -46,16 +56,32 @@ class Commit:
     rows: int
     leave: bool = False
     """Somebody asked every cache to let go of this database for a while."""
+    slots: frozenset[int] = frozenset()
+
+
+class _Met:
+    """A watched relation in the present transaction: the plan that its first row met, and how many rows came."""
+
+    __slots__ = ("plan", "rows")
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.rows = 0
+
+
+_UNMET: Final = _Met.__new__(_Met)
 
 
 class Decoder:
     """Collects one transaction at a time. ``feed`` takes the text of one message, unless ``again`` was enough."""
 
-    __slots__ = ("_ddl", "_flush", "_leave", "_messages", "_names", "_rows", "_xid")
+    __slots__ = ("_ddl", "_flush", "_leave", "_messages", "_met", "_plan_of", "_rows", "_slots", "_xid")
 
-    def __init__(self) -> None:
+    def __init__(self, plan_of: Callable[[bytes], Plan | None] = lambda _: None) -> None:
+        self._plan_of = plan_of
         self._xid = -1
-        self._names: set[bytes] = set()
+        self._met: dict[bytes, _Met | None] = {}  # None: its name is all that counts
+        self._slots: set[int] = set()
         self._rows = 0
         self._messages = 0
         self._flush = 0
@@ -63,14 +89,23 @@ class Decoder:
         self._leave = False
 
     def again(self, data: memoryview, at: int) -> bool:
-        """Rule 2: is the text that starts at ``at`` one more row of a relation that this transaction has met?"""
+        """Rule 2: is the text that starts at ``at`` one more row of a relation that this transaction has met?
+
+        Raises ProtocolError like ``feed``.
+        """
         if len(data) <= at or data[at] != _ROW_BYTE:
             return False
         head = bytes(data[at + 6 : at + _LONGEST_NAME])
-        if head[: head.find(b": ")] in self._names:
+        name = head[: head.find(b": ")]
+        met = self._met.get(name, _UNMET)
+        if met is None:
             self._rows += 1
             return True
-        return False
+        if met is _UNMET:
+            return False
+        self._rows += 1
+        self._row(name, met, data, at + 6 + len(name))
+        return True
 
     def feed(self, data: bytes | memoryview, lsn: int) -> Commit | None:
         """One message and the position it was sent with; returns the transaction when this was its COMMIT.
@@ -89,36 +124,68 @@ class Decoder:
         if text.startswith(b"message: "):
             self._message(text)
             return None
-        raise _strange("an unknown kind of message")
+        raise strange("an unknown kind of message")
 
     def _begin(self, text: bytes) -> None:
         if self._xid != -1:
-            raise _strange("BEGIN inside a transaction")
+            raise strange("BEGIN inside a transaction")
         self._xid = _number(text[6:])
-        self._names = set()
+        self._met = {}
+        self._slots = set()
         self._rows = self._messages = self._flush = 0
         self._ddl = self._leave = False
 
     def _commit(self, text: bytes, lsn: int) -> Commit:
         xid = _number(text[7:])
         if xid != self._xid:
-            raise _strange("COMMIT of another transaction")
+            raise strange("COMMIT of another transaction")
         self._xid = -1
         empty = not self._rows and not (self._flush == 1 and self._messages == 1)
-        names, self._names = frozenset(self._names), set()
-        return Commit(xid, lsn, names, empty, self._ddl, self._rows, self._leave)
+        slots = self._slots
+        for name, met in self._met.items():
+            plan = self._plan_of(name)
+            if plan is None:
+                continue
+            if met is None:
+                slots |= plan.wildcards
+            elif met.plan is not plan:
+                slots |= plan.missed_by(met.plan)
+        names, self._met, self._slots = frozenset(self._met), {}, set()
+        return Commit(xid, lsn, names, empty, self._ddl, self._rows, self._leave, frozenset(slots))
 
     def _table(self, text: bytes) -> None:
         if self._xid == -1:
-            raise _strange("a row outside a transaction")
-        self._names.update(names_of(text[6:]))
+            raise strange("a row outside a transaction")
+        names = names_of(text[6:])
         self._rows += 1
+        if len(names) > 1:  # TRUNCATE
+            self._met.update(dict.fromkeys(names))
+            return
+        name = names[0]
+        if name not in self._met:
+            plan = self._plan_of(name)
+            self._met[name] = None if plan is None else _Met(plan)
+        met = self._met[name]
+        if met is not None:
+            self._row(name, met, text, 6 + len(name))
+
+    def _row(self, name: bytes, met: _Met, data: bytes | memoryview, at: int) -> None:
+        """Rule 5, for the row whose kind begins at ``at``."""
+        met.rows += 1
+        if met.rows <= BULK and len(self._slots) <= _MOST_SLOTS:
+            plan = met.plan
+            change = read_change(data, at, plan.wanted)
+            if change is not None:
+                plan.touch(change, self._slots)
+                if not plan.wildcards <= self._slots:
+                    return
+        self._met[name] = None
 
     def _message(self, text: bytes) -> None:
         # message: transactional: 1 prefix: distribcache.ddl, sz: 5 content:…
         kind, _, rest = text[9:].partition(b" prefix: ")
         if not kind.startswith(b"transactional: ") or b", sz: " not in rest:
-            raise _strange("a message in an unknown form")
+            raise strange("a message in an unknown form")
         if kind != b"transactional: 1":
             return  # outside any transaction: ours, to have the log flushed, or somebody else's
         self._messages += 1
@@ -140,7 +207,7 @@ def names_of(text: bytes) -> list[bytes]:
     while True:
         end = _identifier(text, at)
         if text[end : end + 1] != b".":
-            raise _strange("a relation without a schema")
+            raise strange("a relation without a schema")
         end = _identifier(text, end + 1)
         names.append(text[at:end])
         if text.startswith(b", ", end):
@@ -148,7 +215,7 @@ def names_of(text: bytes) -> list[bytes]:
             continue
         if text.startswith(b": TRUNCATE:", end) or (len(names) == 1 and text.startswith(_ROW, end + 1)):
             return names
-        raise _strange("an unknown kind of change")
+        raise strange("an unknown kind of change")
 
 
 def _identifier(text: bytes, at: int) -> int:
@@ -158,7 +225,7 @@ def _identifier(text: bytes, at: int) -> int:
         while True:
             end = text.find(b'"', end + 1)
             if end < 0:
-                raise _strange("an open quote")
+                raise strange("an open quote")
             if text[end + 1 : end + 2] != b'"':
                 return end + 1
             end += 1
@@ -166,19 +233,11 @@ def _identifier(text: bytes, at: int) -> int:
     while end < len(text) and text[end] not in b".:, ":
         end += 1
     if end == at:
-        raise _strange("an empty name")
+        raise strange("an empty name")
     return end
 
 
 def _number(text: bytes) -> int:
     if not text.isdigit():
-        raise _strange("a transaction without an id")
+        raise strange("a transaction without an id")
     return int(text)
-
-
-def _strange(what: str) -> ProtocolError:
-    return ProtocolError(
-        f"the change stream sent {what}",
-        where="test_decoding",
-        hint="check that the upstream's test_decoding is PostgreSQL's own; the stream starts anew",
-    )

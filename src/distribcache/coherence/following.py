@@ -62,6 +62,7 @@ class Following:
             on_position=coverage.position,
             on_slice=self._on_slice,
             on_lost=lambda error: lose(NotServing("reader_lost", str(error)[:300])),
+            plan_of=coverage.watching.plan_of,
         )
         self.probe = Probe(
             link.probe,

@@ -28,6 +28,7 @@ from __future__ import annotations
 import itertools
 import mmap
 import sys
+from collections.abc import Sequence
 from typing import Final
 
 from xxhash import xxh3_64_intdigest
@@ -117,7 +118,7 @@ class Ledger:
         """The slot of the rows of a relation that have these values, as the change stream prints them unquoted."""
         return self.hashed(tag_prefix(oid, columns), values)
 
-    def hashed(self, prefix: bytes, values: list[bytes] | tuple[bytes, ...]) -> int:
+    def hashed(self, prefix: bytes, values: Sequence[bytes]) -> int:
         """``row_slot`` by ``tag_prefix(oid, columns)``."""
         fields = b"".join([len(value).to_bytes(4, "little") + value for value in values])
         return self.rows_at + (xxh3_64_intdigest(prefix + fields, seed=LEDGER_FORMAT) & self._mask)

@@ -28,12 +28,14 @@ from psycopg import pq
 from distribcache.clock import now_ns, wall_time
 from distribcache.coherence.connections import Connection, readable
 from distribcache.coherence.decoding import Commit, Decoder
+from distribcache.coherence.watching import Plan
 from distribcache.errors import ProtocolError, UpstreamError
 
 __all__ = ["FEEDBACK_NS", "SLICE_NS", "Reader"]
 
 SLICE_NS = 3_000_000
 FEEDBACK_NS = 5_000_000_000
+_LARGE = 1 << 16
 _POSTGRES_EPOCH = 946_684_800
 _KEEPALIVE = struct.Struct(">cQQ?")
 _STATUS = struct.Struct(">cQQQQ?")
@@ -44,6 +46,7 @@ class Reader:
     """Messages of the stream → ``on_commit``, ``on_position``, and ``on_slice`` at the end of each slice.
 
     ``on_lost(error)`` is called once when the stream has ended by itself; after that, nothing more is called.
+    ``plan_of`` tells which rows of a relation are watched.
     """
 
     def __init__(
@@ -54,6 +57,7 @@ class Reader:
         on_position: Callable[[int], None],
         on_slice: Callable[[], None],
         on_lost: Callable[[Exception], None],
+        plan_of: Callable[[bytes], Plan | None],
     ) -> None:
         self.connection = connection
         self.pid = connection.pgconn.backend_pid
@@ -63,7 +67,7 @@ class Reader:
         self._pgconn = connection.pgconn
         self._on_commit, self._on_position = on_commit, on_position
         self._on_slice, self._on_lost = on_slice, on_lost
-        self._decoder = Decoder()
+        self._decoder = Decoder(plan_of)
         self._loop = asyncio.get_running_loop()
         self._fd = -1
         self._queued = False
@@ -177,7 +181,7 @@ class Reader:
                 else:
                     raise ProtocolError("the change stream sent an unknown message", where="replication")
                 count += 1
-                if not count & 31 and clock() > until:
+                if (not count & 31 or size > _LARGE) and clock() > until:
                     self.heard_at = until
                     return True
             elif size == 0:
