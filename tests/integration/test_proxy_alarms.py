@@ -9,9 +9,11 @@ import psycopg
 import pytest
 from fix_postgres import Database
 from fix_proxy import InnerProxy, MakeInnerProxy, MakeProxy
+from rawclient import RawClient
 from wait import until
 
 from distribcache.coherence.live import DatabaseCoherence
+from distribcache.wire.messages import SYNC, bind, execute, parse, query
 
 
 @pytest.fixture
@@ -76,3 +78,46 @@ def test_a_running_cache_lets_go_of_a_database_when_asked(database: Database, ma
         connection.execute(f'DROP DATABASE "{database.name}"')  # fails while anything of ours is connected
         connection.execute(f'CREATE DATABASE "{database.name}"')
     until(lambda: proxy.status()["databases"][0]["reason"] == "asked_to_leave", "it never said why it left")
+
+
+_ROWS = b", ".join([b"(1)"] * 50_000)
+_LONG: dict[str, tuple[bytes, bool]] = {
+    "insert": (b"INSERT INTO t VALUES " + _ROWS, False),
+    "several": (b"/* a: 1 */ INSERT INTO t VALUES " + _ROWS + b"; -- b\n DELETE FROM t WHERE a = 2;", False),
+    "query": (b"SELECT count(*) FROM t WHERE a IN (" + b", ".join([b"1"] * 70_000) + b")", False),
+    "beyond": (b"INSERT INTO t VALUES " + b", ".join([b"(1)"] * 250_000), True),
+    "ddl behind": (b"INSERT INTO t VALUES " + _ROWS + b"; ALTER TABLE t ADD COLUMN c int", True),
+    "ddl in front": (b"ALTER TABLE t ADD COLUMN d int; INSERT INTO t (a) VALUES " + _ROWS, True),
+    "nested comment": (b"/* /* */ INSERT */ CREATE TABLE t2 AS VALUES " + _ROWS, True),
+    "select into": (b"SELECT a INTO t3 FROM t WHERE a IN (" + b", ".join([b"1"] * 70_000) + b")", True),
+    "do": (b"DO $$ BEGIN CREATE TABLE t4 (a int); END $$ -- " + b"x" * 100_000, True),
+}
+
+
+def test_a_long_text_is_an_alarm_only_if_it_may_be_ddl(proxy: InnerProxy, database: Database) -> None:
+    with RawClient(proxy.host, proxy.port, database.name, seconds=30) as client:
+        for name, (sql, alarming) in _LONG.items():
+            assert len(sql) > 200_000 or alarming
+            until(proxy.settled, "never settled")
+            before = alarms(proxy)[database.name]
+            replies = client.exchange(query(sql))
+            assert not any(each[:1] == b"E" for each in replies), replies
+            assert (alarms(proxy)[database.name] > before) == alarming, name
+
+
+def test_a_long_parameter_is_no_alarm(proxy: InnerProxy, database: Database) -> None:
+    database.execute("CREATE TABLE blob (a text)")
+    with RawClient(proxy.host, proxy.port, database.name, seconds=30) as client:
+        client.exchange(parse(b"named", b"INSERT INTO blob VALUES ($1)") + SYNC)
+        for name in (b"named", b""):
+            until(proxy.settled, "never settled")
+            before = alarms(proxy)[database.name]
+            unnamed = b"" if name else parse(b"", b"INSERT INTO blob VALUES ($1)")
+            for size in (1_000, 60_000, 200_000, 900_000):
+                data = unnamed + bind(b"", name, params=[b"x" * size]) + execute(b"") + SYNC
+                for at in range(0, len(data), 50_000):
+                    client.send(data[at : at + 50_000])
+                replies = client.until(b"Z")
+                assert not any(each[:1] == b"E" for each in replies), replies
+            assert alarms(proxy)[database.name] == before
+    assert database.execute("SELECT count(*), sum(length(a)) FROM blob") == [(8, 2 * 1_161_000)]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from distribcache.sql.cacheability import REFUSALS, Kind
-from distribcache.sql.parse import MAX_TEXT, read
+from distribcache.sql.parse import MAX_OUTLINE, MAX_TEXT, read
 
 K = Kind
 KINDS: list[tuple[str, Kind]] = [
@@ -267,11 +267,16 @@ def test_several_statements_keep_their_order() -> None:
         (b"SELECT 'open", "syntax error"),
         (b"SELECT 1\0; DROP TABLE t", "NUL byte"),
         (b"SELECT '\xff'", "not UTF-8"),
-        (b"SELECT " + b"x" * MAX_TEXT, "too large"),
+        (b"DO '" + b"x" * MAX_TEXT + b"'", "too large"),
+        (b"SELECT " + b"x" * MAX_OUTLINE, "too large"),
+        (b"SELECT 1 INTO x, " + b"a," * 32_000 + b"a", "syntax error"),
+        (b"SELECT 1 INTO x WHERE a IN (" + b"1," * 32_000 + b"1)", "too large"),
+        (b"/*" * 30_000, "too many operator characters in a row"),
+        (b"SELECT " + b"+" * 60_000 + b"1", "too many operator characters in a row"),
+        (b"SELECT " + b"+" * 600_000 + b"1", "too many operator characters in a row"),
         (b"SELECT " + b"1+" * 4_000 + b"1", "nested too deeply"),
         (b"SELECT " + b"(" * 20_000 + b"1" + b")" * 20_000, "syntax error"),
         (b"SELECT " + b"f(" * 500 + b"1" + b")" * 500, "nested too deeply"),
-        (b"SELECT " + b"a," * 32_000 + b"a", "too large"),
         (b"SELECT 1 FROM t WHERE " + b"NOT " * 5_000 + b"a", "nested too deeply"),
         (b"SELECT 1" + b" UNION SELECT 1" * 2_000, "nested too deeply"),
     ],
@@ -281,6 +286,30 @@ def test_what_is_not_understood_says_so(text: bytes, error: str) -> None:
     parsed = read(text)
     assert parsed.statements == ()
     assert parsed.error == error
+
+
+@pytest.mark.parametrize(
+    ("text", "kinds"),
+    [
+        (b"SELECT " + b"a," * 32_000 + b"a", [Kind.LOCKING_READ]),
+        (b"INSERT INTO t VALUES " + b"(1)," * 50_000 + b"(1)", [Kind.WRITE]),
+        (b"-- a\n/* b */ update t SET a = 1 WHERE a IN (" + b"1," * 50_000 + b"1); DELETE FROM t", [Kind.WRITE] * 2),
+        (b"WITH x AS (DELETE FROM t RETURNING a) SELECT a FROM x WHERE a IN (" + b"1," * 50_000 + b"1)", [
+            Kind.LOCKING_READ]),
+        (b" " * 100_000, [Kind.EMPTY]),
+    ],
+    ids=lambda value: value[:24] if isinstance(value, bytes) else "",
+)  # fmt: skip
+def test_of_a_long_text_only_the_kinds_are_known(text: bytes, kinds: list[Kind]) -> None:
+    parsed = read(text)
+    assert [each.kind for each in parsed.statements] == kinds
+    assert not any(each.is_pure_candidate and each.kind is not Kind.EMPTY for each in parsed.statements)
+    assert not any(each.is_write_candidate for each in parsed.statements)
+
+
+def test_decoration_in_comments_is_no_reason_to_refuse() -> None:
+    ruler = b"-- " + b"=" * 100 + b"\n/*" + b"*" * 100 + b"*/\n"
+    assert read(ruler * 50 + b"SELECT a FROM t").error == ""
 
 
 def test_a_long_list_is_understood() -> None:

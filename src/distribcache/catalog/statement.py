@@ -19,15 +19,17 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from distribcache.catalog.resolve import Ask, Resolution, resolve
+from distribcache.catalog.rows import RowTag, row_tags
 from distribcache.catalog.writes import Writes
 from distribcache.query import WorkloadType
-from distribcache.sql.cacheability import Kind, Names, Parsed, Refusal, Shape, Statement
+from distribcache.sql.cacheability import Kind, Name, Names, Parsed, Refusal, Shape, Statement
 from distribcache.sql.fold import fold
 from distribcache.sql.parse import MAX_TEXT, read
+from distribcache.sql.predicates import occurrences
 
 __all__ = ["FOREVER", "Analysis", "Analyst"]
 
@@ -49,6 +51,7 @@ class Analysis:
 
     ``pure``: a proven pure read, cacheable or not. ``slots``: ledger slots of the relations to watch, sorted, without
     repetitions; empty when refused. ``tables``: their qualified names. ``analysis_lsn`` is A of coherence rule R1.
+    ``rows``: what to watch of those relations that have no slot in ``slots``.
     """
 
     parsed: Parsed
@@ -59,6 +62,7 @@ class Analysis:
     tables: tuple[str, ...] = ()
     workload: WorkloadType = WorkloadType.MIXED
     nocache: bool = False
+    rows: tuple[RowTag, ...] = ()
 
 
 @dataclass(slots=True)
@@ -108,6 +112,8 @@ class Analyst:
         self._asking: dict[tuple[Schemas, Names], asyncio.Future[_Known]] = {}
         self._last: tuple[bytes, _Text] | None = None
         """The text of the last look-up: one statement asks several times."""
+        self._long: tuple[bytes, _Text] | None = None
+        """The last text that is too long to be remembered."""
         self._text_bytes = 0
         self._text_cap = cap * 3 // 4
         self._names_most = max(16, cap // 4 // _NAMES_COST)
@@ -120,6 +126,11 @@ class Analyst:
     def parsed(self, text: bytes) -> Parsed:
         """The facts about a text, remembered by exact text."""
         return self._text(text).parsed
+
+    async def read_long(self, text: bytes) -> None:
+        """Read a long text away from the event loop; ``parsed`` knows it afterwards."""
+        if len(text) > MAX_TEXT and (self._long is None or self._long[0] != text):
+            self._long = text, _Text(await asyncio.to_thread(read, text), 0)
 
     def recall(self, text: bytes, schemas: Schemas) -> Analysis | None:
         """The analysis if it can be given at once, None if the catalogue has to be asked. Never waits."""
@@ -156,7 +167,7 @@ class Analyst:
         """Drop everything, such as when the database is another one now."""
         self._texts.clear()
         self._names.clear()
-        self._last = None
+        self._last = self._long = None
         self._text_bytes = 0
         self.writes.forget()
 
@@ -220,7 +231,9 @@ class Analyst:
 
     def _remember(self, text: bytes) -> _Text:
         if len(text) > MAX_TEXT:
-            return _Text(read(text), 0)
+            if self._long is None or self._long[0] != text:
+                self._long = text, _Text(read(text), 0)
+            return self._long[1]
         # Texts that differ in plain literals only are kept once, under the form that they share.
         shared = fold(text) or text
         kept = self._texts.get(shared)
@@ -261,8 +274,23 @@ class Analyst:
         workload = self._classify(statement.shape) if statement.kind is Kind.READ else WorkloadType.MIXED
         if refusal is not None:
             return Analysis(parsed, refusal, pure, lsn, (), tables, workload, nocache)
-        slots = tuple(sorted({self._slot_of(oid) for oid, _ in resolution.roots}))
-        return Analysis(parsed, None, pure, lsn, slots, tables, workload, nocache)
+        by_oid = {oid: self._slot_of(oid) for oid, _ in resolution.roots}
+        rows = self._rows(statement, resolution, by_oid)
+        slots = tuple(sorted({slot for oid, slot in by_oid.items() if not any(row.oid == oid for row in rows)}))
+        return Analysis(parsed, None, pure, lsn, slots, tables, workload, nocache, rows)
+
+    def _rows(self, statement: Statement, resolution: Resolution, slots: Mapping[int, int]) -> tuple[RowTag, ...]:
+        relations = resolution.rows
+        if statement.levels is None or not relations:
+            return ()
+
+        def columns_of(name: Name) -> frozenset[str] | None:
+            return relations[name].columns if name in relations else None
+
+        pinned = occurrences(statement.levels, columns_of)
+        if pinned is None or {each.relation for each in pinned.occurrences} != set(statement.relations):
+            return ()
+        return row_tags(pinned, relations, slots)
 
 
 _OPAQUE = _Known(Resolution(None, False), FOREVER)

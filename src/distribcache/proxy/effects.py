@@ -95,7 +95,7 @@ def _one(statement: Statement) -> Effects:
         return Effects(forgets=frozenset({statement.name.encode()}) if statement.name else None)
     if kind is Kind.DISCARD:
         return Effects(opaque=True, forgets=frozenset() if statement.name else None)
-    if kind in (Kind.READ, Kind.LOCKING_READ) and not statement.functions:
+    if kind in (Kind.READ, Kind.LOCKING_READ) and not statement.functions and not statement.outline:
         return _WRITE  # not proved pure, but it names no function that could run DDL
     if kind is Kind.DATABASE:
         return Effects(impure=True, opaque=True, ddl=True, databases=statement.databases)

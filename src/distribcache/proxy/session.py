@@ -41,7 +41,9 @@ _length = Struct("!I").unpack_from
 _HOLD = 65536
 """Bytes of one unit that are held back for a decision; a longer one is forwarded as it comes."""
 _INBOX = 1 << 20
-"""Client bytes that may wait before the client's socket is no longer read."""
+"""Client bytes that may wait before the client's socket is no longer read. A Query or a Bind may be as long and still be
+held: what a bulk INSERT does should be known."""
+_LONG_BIND = 4096
 _EXTENDED = frozenset(b"PBDECSH")
 _COPY = frozenset(b"dcf")
 _SMALL = frozenset(b"DECSHX")
@@ -200,9 +202,10 @@ class Session(Standing):
             self.arrival = now_ns()
         if kind == Front.QUERY or kind == Front.FUNCTION_CALL:
             if end > size:
-                done = self._large(data, end) if size > _HOLD else 0
+                held = _INBOX if kind == Front.QUERY else _HOLD
+                done = self._large(data, end) if size > _HOLD and end > held else 0
             elif kind == Front.QUERY:
-                done = end if simple.query(self, data[:end]) else 0
+                done = end if self._read_long(data, end) and simple.query(self, data[:end]) else 0
             else:
                 done = self._large(data[:end], end)
         elif kind in _EXTENDED:
@@ -219,6 +222,12 @@ class Session(Standing):
             self.arrival = 0
         return done
 
+    def _read_long(self, data: bytes, end: int) -> bool:
+        """Is the text of this Query short, or read already?"""
+        if end <= _HOLD or end > _INBOX or "long" in self.tried:
+            return True
+        return self.wait("long", self.database.analyst.read_long(data[5 : end - 1]))
+
     def _checked(self, data: bytes, at: int) -> int:
         """End of the message at ``at``; raises ClientError when its length is impossible."""
         length: int = _length(data, at + 1)[0]
@@ -229,9 +238,11 @@ class Session(Standing):
     def _extended(self, data: bytes) -> int:
         size = len(data)
         messages = []
-        pos = end = ended = 0
+        pos = end = ended = long = 0
         while size - pos >= 5 and data[pos] in _EXTENDED:
             end = self._checked(data, pos)
+            if data[pos] == Front.BIND and end - pos > _LONG_BIND:
+                long += end - pos
             if end > size:
                 break
             kind = data[pos]
@@ -240,7 +251,8 @@ class Session(Standing):
                 break
             messages.append(parse_message(data, pos, end))
             pos = end
-        if not ended and size <= _HOLD and (size - pos < 5 or data[pos] in _EXTENDED):
+        held = size - long <= _HOLD and max(size, end) <= _INBOX
+        if not ended and held and (size - pos < 5 or data[pos] in _EXTENDED):
             return 0
         if not messages and not ended:
             return self._large(data, end)

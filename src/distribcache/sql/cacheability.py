@@ -156,6 +156,7 @@ class Statement:
     a SET when it is one plain literal or word. ``isolation`` is lower-case (``read committed``). ``read_only`` and
     ``deferrable`` are None when not said. ``is_write_candidate``: ``names`` say all that a write could run.
     ``levels``: what an unrefused read reads, level by level.
+    ``outline``: the text is so long that only its kind is known.
     """
 
     kind: Kind
@@ -172,6 +173,7 @@ class Statement:
     has_params: bool = False
     is_pure_candidate: bool = False
     is_write_candidate: bool = False
+    outline: bool = False
     shape: Shape = _NO_SHAPE
     nocache: bool = False
     databases: tuple[str, ...] = ()
@@ -204,7 +206,8 @@ class Parsed:
 
 # Stable: they are metric labels and documentation anchors. The texts are shown to people.
 REFUSALS: dict[str, str] = {
-    "not_understood": "The text is not valid PostgreSQL for our parser, is too large, or is nested too deeply.",
+    "not_understood": "The text is not valid PostgreSQL for our parser, is far too long, or is nested too deeply.",
+    "too_large": "The text is longer than 64 KiB, or its syntax tree than 768 KiB: only its kind was looked at.",
     "not_a_read": "Only one plain SELECT, VALUES, TABLE or read-only WITH can be cached.",
     "several_statements": "A text with several statements is sent on as a whole.",
     "no_relation": "The query reads no table, so there is nothing that could invalidate it.",
