@@ -5,7 +5,7 @@
     python tests/suites/run.py --suite asyncpg --tests test_prepare,test_copy
     python tests/suites/run.py --stand-in "python relay.py"   another proxy instead of distribcache
 
-One server per suite, one database per pass, one proxy process per pass. What each run printed stays in
+One server per suite, one database per pass (reads: per run), one proxy process per pass. What each run printed stays in
 build/suites/results/<suite>/<pass><n>/, and the changed tests' differences in changed.diff beside it. Exit status: 0
 when every pass gave what it must, 1 when one did not, 3 when a server or proxy did not start. A suite that cannot be
 had on this machine is reported and does not fail the run, unless it was asked for by name.
@@ -228,7 +228,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--suite", default="", help=f"one or more of {','.join(SUITES)} (default: all)")
     parser.add_argument("--pass", dest="passes", default=",".join(PASSES), help="one or more of A,B,C,D")
-    parser.add_argument("--tests", default="", help="a subset: test names (postgres: without .sql), comma separated")
+    parser.add_argument("--tests", default="", help="a subset: names (postgres, reads: files without .sql), by commas")
     parser.add_argument("--repeat", type=int, default=1, help="runs of pass A; 2 shows what is unstable by itself")
     parser.add_argument("--stand-in", default="", help="command of another proxy, given the same options as serve")
     asked = parser.parse_args(argv)
