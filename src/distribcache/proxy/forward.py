@@ -167,7 +167,8 @@ def send(s: Session, data: bytes, going: list[Run | Loose], plan: Plan, ended: i
     kept = hot.kept
     if kept and replies.status != b"E" and _changes_meaning(going, plan):
         parts.append(resend(s, kept))
-        hot.kept, s.unsettled = None, kept
+        hot.kept = None
+        s.unsettled = kept
     passed = 0
     for at, item in enumerate(going):
         fill = plan.fills.get(at)
@@ -226,7 +227,8 @@ def _mend(s: Session, message: Message) -> bytes:
     if hot.kept is not None and unnamed and (kind in (Front.PARSE, Front.BIND) or message.target == b"S"):
         if kind == Front.BIND or kind == Front.DESCRIBE:
             out = resend(s, hot.kept)
-        hot.kept, s.unsettled = None, hot.kept
+        s.unsettled = hot.kept
+        hot.kept = None
     if hot.portal and kind == Front.BIND and not message.portal:
         hot.portal, s.unsettled_portal = AS_UPSTREAM, hot.portal
     elif hot.portal and unnamed and (kind == Front.EXECUTE or message.target == b"P"):

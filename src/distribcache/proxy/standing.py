@@ -243,7 +243,8 @@ class Standing:
         if status == b"I":
             self.hot.portal = AS_UPSTREAM
         if self.unsettled is not None:  # an error came before it
-            self.hot.kept, self.unsettled = self.unsettled, None
+            self.hot.kept = self.unsettled
+            self.unsettled = None
         if self.unsettled_portal and status != b"I":
             self.hot.portal = self.unsettled_portal
         self.unsettled_portal = AS_UPSTREAM
