@@ -83,3 +83,20 @@ def test_a_parse_answered_here_was_read_under_the_settings_of_then(client: RawCl
     client.exchange(bind(b"p", b"set") + execute(b"p") + SYNC)
     for _ in range(3):
         assert client.rows(bind(b"", b"") + execute(b"") + SYNC) == [[b"1"]]
+
+
+@pytest.mark.parametrize(
+    "how", ["EXECUTE 'DEALLOCATE s';", "EXECUTE 'DEALLOCATE ALL';", "EXECUTE 'DISCARD PLANS; DEALLOCATE ALL';"]
+)
+def test_a_name_deallocated_in_a_function(client: RawClient, second: RawClient, how: str) -> None:
+    """The server would say 26000, so memory must not answer; what is still there is served on."""
+    again = bind(b"", b"s") + execute(b"") + SYNC
+    for each in (client, second):
+        each.exchange(parse(b"s", READ) + parse(b"other", OTHER) + SYNC)
+        warm(each, again)
+    client.exchange(query(b"DO $$ BEGIN " + how.encode() + b" END $$"))
+    for _ in range(2):
+        assert any(b"C26000" in message for message in client.exchange(again))
+    warm(second, again)
+    if "ALL" not in how:
+        warm(client, bind(b"", b"other") + execute(b"") + SYNC)

@@ -80,18 +80,18 @@ def test_every_input_of_the_session_is_in_its_scope(column: int) -> None:
     names = [*SCOPE_COLUMNS, *OWN, *KEYED]
     row: list[bytes | None] = [b"0"] * COLUMNS
     row[names.index("schemas")] = b'["pg_catalog", "public"]'
-    row[names.index("consistency")] = row[names.index("workload")] = row[names.index("prepared_in_sql")] = None
+    row[names.index("consistency")] = row[names.index("workload")] = row[names.index("prepared")] = None
     row[names.index("cache")] = b"on"
     changed = list(row)
     special = {
         "schemas": b'["public", "pg_catalog"]', "consistency": b"strict", "workload": b"olap",
-        "prepared_in_sql": b'["s"]',
+        "prepared": b'[["s"], null]',
     }  # fmt: skip
     changed[column] = special.get(names[column], b"1")
     same = read_scope(row, IDENTS).ident == read_scope(changed, IDENTS).ident
     no_identity = {
-        "statement_timeout", "conf_load_time", "backend_pid", "in_recovery", "postmaster_start", "system_identifier",
-        "temporary", "cache", "consistency", "max_staleness", "prepared_in_sql",
+        "statement_timeout", "backend_pid", "in_recovery", "postmaster_start", "system_identifier",
+        "temporary", "cache", "consistency", "max_staleness", "prepared",
     }  # fmt: skip
     assert same == (names[column] in no_identity), names[column]
     moved = [None, *row[1:]]

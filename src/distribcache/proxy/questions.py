@@ -175,7 +175,7 @@ class Questions:
 def _refused(reason: str) -> Scope:
     """A scope under which nothing is served or stored, until something makes the session ask again."""
     return Scope(
-        ident=0, schemas=(), read_committed=False, conf_load_time="", statement_timeout_ms=0, refusal=reason,
+        ident=0, schemas=(), read_committed=False, statement_timeout_ms=0, refusal=reason,
         consistency=Consistency.SESSION, max_staleness_ns=None, workload=None, own=(), server=ServerFacts(0, False, "",
         None),
     )  # fmt: skip

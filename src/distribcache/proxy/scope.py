@@ -38,7 +38,6 @@ class Scope:
     ident: int
     schemas: tuple[str, ...]
     read_committed: bool
-    conf_load_time: str
     statement_timeout_ms: int
     refusal: str
     consistency: Consistency | None
@@ -46,8 +45,8 @@ class Scope:
     workload: WorkloadType | None
     own: tuple[str | None, ...]
     server: ServerFacts
-    prepared_in_sql: tuple[bytes, ...] = ()
-    """Names of prepared statements that are not what a Parse said."""
+    prepared: frozenset[bytes] | None = None
+    """Names of prepared statements that are what a Parse said; None when that was not asked."""
 
 
 class Idents:
@@ -104,7 +103,6 @@ def read_scope(row: list[bytes | None], idents: Idents, extra: tuple[str, ...] =
         temporary,
         isolation,
         timeout,
-        loaded,
         pid,
         recovery,
         started,
@@ -137,12 +135,12 @@ def read_scope(row: list[bytes | None], idents: Idents, extra: tuple[str, ...] =
             refusal = refusal or "bad_setting"
         else:
             bound = bound_ms * 1_000_000
+    _, in_protocol = json.loads(prepared or "[null, null]")
     content = (database, session_user, current_user, schemas, isolation, branch, as_of, workload, settings, extra)
     return Scope(
         ident=idents.of(content),
         schemas=tuple(json.loads(schemas or "[]")),
         read_committed=isolation == "read committed",
-        conf_load_time=loaded or "",
         statement_timeout_ms=milliseconds(timeout or "0") or 0,
         refusal=refusal,
         consistency=chosen,
@@ -150,5 +148,5 @@ def read_scope(row: list[bytes | None], idents: Idents, extra: tuple[str, ...] =
         workload=hint,
         own=own,
         server=ServerFacts(int(pid or 0), recovery == "t", started or "", system),
-        prepared_in_sql=tuple(name.encode() for name in json.loads(prepared or "[]")),
+        prepared=frozenset(name.encode("utf-8", "surrogateescape") for name in in_protocol or ()),
     )

@@ -41,7 +41,7 @@ _length = Struct("!I").unpack_from
 _HOLD = 65536
 """Bytes of one unit that are held back for a decision; a longer one is forwarded as it comes."""
 _INBOX = 1 << 20
-"""Client bytes that may wait before the client's socket is no longer read. A Query or a Bind may be as long and still be
+"""Client bytes that may wait before the client's socket is no longer read. A Query or a Bind may be as long and is still
 held: what a bulk INSERT does should be known."""
 _LONG_BIND = 4096
 _EXTENDED = frozenset(b"PBDECSH")

@@ -119,9 +119,10 @@ class Standing:
         self.hot.eventual = consistency is Consistency.EVENTUAL
         self.strict = consistency is Consistency.STRICT
         self.careful = self.strict or (self.coherence.mode == "ttl" and staleness is not None)
-        for name in scope.prepared_in_sql:
-            self.statements.pop(name, None)
-            self.hot.names.pop(name, None)
+        if scope.prepared is not None:
+            kept = scope.prepared
+            gone = {name for name, each in self.statements.items() if name and not each.own and name[:63] not in kept}
+            self.forget_statements(frozenset(gone))
         self.refresh()
 
     def forget_scope(self) -> None:
@@ -284,7 +285,7 @@ class Standing:
             fill.payload(),
             fill=fill.fill_lsn,
             analysis=min(analysis.analysis_lsn, fill.fill_lsn),
-            slots=analysis.slots,
+            slots=fill.slots,
             epoch=fill.epoch,
             expires=self.node.clock.now + fill.ttl,
             cost_ns=now - fill.began_ns,

@@ -65,12 +65,11 @@ SCOPE_COLUMNS = (
     "temporary",
     "isolation",
     "statement_timeout",
-    "conf_load_time",
     "backend_pid",
     "in_recovery",
     "postmaster_start",
     "system_identifier",
-    "prepared_in_sql",
+    "prepared",
 )
 
 
@@ -92,15 +91,15 @@ def scope_query(extra: tuple[str, ...] = (), *, prove_server: bool = True) -> st
         "pg_catalog.pg_my_temp_schema()",
         "pg_catalog.current_setting('default_transaction_isolation')",
         "pg_catalog.current_setting('statement_timeout')",
-        "extract(epoch FROM pg_catalog.pg_conf_load_time())",
         "pg_catalog.pg_backend_pid()",
         "pg_catalog.pg_is_in_recovery()",
         "extract(epoch FROM pg_catalog.pg_postmaster_start_time())",
         "(SELECT system_identifier FROM pg_catalog.pg_control_system())" if prove_server else "NULL",
-        # A function may have given a name that the client prepared another statement; no PREPARE of ours is in SQL.
+        # A function may have given a name that the client prepared another statement, or have deallocated it: the names
+        # prepared in SQL, as no PREPARE of ours is, and those of the protocol.
         (
-            "(SELECT pg_catalog.array_to_json(pg_catalog.array_agg(name)) FROM pg_catalog.pg_prepared_statements"
-            " WHERE from_sql)"
+            "(SELECT pg_catalog.json_build_array(pg_catalog.json_agg(name) FILTER (WHERE from_sql),"
+            " pg_catalog.json_agg(name) FILTER (WHERE NOT from_sql)) FROM pg_catalog.pg_prepared_statements)"
         ),
     ]
     names = [f"distribcache.{name}" for name in OWN] + list(KEYED) + list(extra)
