@@ -181,7 +181,8 @@ SELECT 'relation', c.oid::int8, json_build_object(
         AND coalesce(l.collisdeterministic, true)) END,
     'identity', CASE WHEN c.relreplident <> 'f' THEN (SELECT coalesce(json_agg(a.attname), '[]') FROM pg_index x
       JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = ANY (x.indkey)
-      WHERE x.indrelid = c.oid AND CASE c.relreplident WHEN 'd' THEN x.indisprimary ELSE x.indisreplident END) END)::text
+      WHERE x.indrelid = c.oid
+        AND CASE c.relreplident WHEN 'd' THEN x.indisprimary ELSE x.indisreplident END) END)::text
 FROM object o JOIN pg_class c ON o.cls = 'pg_class'::regclass AND c.oid = o.obj
 JOIN pg_namespace s ON s.oid = c.relnamespace LEFT JOIN pg_am m ON m.oid = c.relam
 WHERE o.slot OR c.relkind NOT IN ('r', 'p') OR c.relpersistence <> 'p' OR m.amname <> 'heap' OR c.relrowsecurity

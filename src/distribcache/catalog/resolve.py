@@ -13,8 +13,8 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from distribcache.catalog import bodies
@@ -22,6 +22,7 @@ from distribcache.catalog.bodies import Body, qualified
 from distribcache.catalog.closure_sql import CLOSURE
 from distribcache.catalog.facts import BUILTIN, Answer, Relation, question
 from distribcache.catalog.judgement import TIMETZ, converts_text_to_time, judge_function, judge_relation
+from distribcache.catalog.rows import Pinnable, pinnable
 from distribcache.sql.cacheability import FunctionCall, Name, Names, Refusal
 from distribcache.sql.grammar import HARMLESS_TYPES
 
@@ -41,12 +42,16 @@ _CHEAPLY = (
 
 @dataclass(frozen=True, slots=True)
 class Resolution:
-    """What names depend on. ``roots``: relations to watch, by oid; ``members``: all relations of the closure."""
+    """What names depend on. ``roots``: relations to watch, by oid; ``members``: all relations of the closure.
+
+    ``rows``: the relations, by the names asked for, whose rows a text may pin.
+    """
 
     refusal: Refusal | None
     pure: bool
     roots: tuple[tuple[int, str], ...] = ()
     members: tuple[tuple[int, str], ...] = ()
+    rows: Mapping[Name, Pinnable] = field(default_factory=dict)
 
 
 async def resolve(ask: Ask, schemas: Sequence[str], names: Names, *, matviews: bool = False) -> Resolution:
@@ -144,7 +149,8 @@ def _judge(names: Names, answer: Answer, texts: list[Body], *, matviews: bool) -
     refusal = next((reason for reason, _ in verdicts if reason is not None), None)
     roots = sorted((oid, str(one)) for oid, one in answer.relations.items() if one.slot and one.kind in "rpm")
     members = sorted((answer.members | {oid: str(one) for oid, one in answer.relations.items()}).items())
-    return Resolution(refusal, all(pure for _, pure in verdicts), tuple(roots), tuple(members))
+    rows = pinnable(answer) if refusal is None else {}
+    return Resolution(refusal, all(pure for _, pure in verdicts), tuple(roots), tuple(members), rows)
 
 
 def names_found(names: Names, answer: Answer) -> Iterator[tuple[Refusal | None, bool]]:

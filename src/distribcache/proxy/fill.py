@@ -44,6 +44,7 @@ class Fill:
         "leads",
         "limited",
         "scope",
+        "slots",
         "spoiled",
         "ttl",
         "whole",
@@ -54,6 +55,7 @@ class Fill:
         key: Key,
         *,
         analysis: Analysis,
+        slots: tuple[int, ...],
         fill_lsn: int,
         epoch: int,
         scope: int,
@@ -70,6 +72,7 @@ class Fill:
         self.limited = False
         """A suspended portal is part of the answer, because Sync ends it."""
         self.analysis = analysis
+        self.slots = slots
         self.fill_lsn = fill_lsn
         self.epoch = epoch
         self.began_ns = began_ns

@@ -17,6 +17,7 @@ from distribcache.proxy.node import Outcome
 from distribcache.proxy.prepared import Prepared
 from distribcache.proxy.replies import Op
 from distribcache.proxy.simple import begin_meaning
+from distribcache.proxy.tags import Bound
 from distribcache.sql.cacheability import Kind, Parsed, dangerous_parameter
 from distribcache.wire.messages import Back, Front, close
 
@@ -126,7 +127,8 @@ def _judge(
     if _names_a_moment(statement, parsed, values[0]):
         plan.outcome = Outcome("refused", reason="time_parameter", tables=outcome.tables, workload=outcome.workload)
         return None
-    fill = start_fill(s, key_of(s, data, run, statement), analysis, alone=alone)
+    bound = Bound(statement.oids, values[1], values[0])
+    fill = start_fill(s, key_of(s, data, run, statement), analysis, sql, bound, alone=alone)
     if fill is WAIT:
         return WAIT
     if fill is not None:

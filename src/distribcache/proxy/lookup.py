@@ -13,6 +13,7 @@ from distribcache.entry import AT_NS, COST_NS, FILL, Entry
 from distribcache.proxy.fill import Fill
 from distribcache.proxy.hit import valid
 from distribcache.proxy.node import Outcome
+from distribcache.proxy.tags import UNBOUND, Bound, slots_of
 from distribcache.sql.cacheability import Kind, Parsed, Statement
 
 if TYPE_CHECKING:
@@ -124,7 +125,9 @@ def serve_entry(s: Session, key: Key, entry: Entry) -> bytes:
     return entry[0]
 
 
-def start_fill(s: Session, key: Key, analysis: Analysis, *, alone: bool) -> Fill | Wait | None:
+def start_fill(
+    s: Session, key: Key, analysis: Analysis, sql: bytes, bound: Bound = UNBOUND, *, alone: bool
+) -> Fill | Wait | None:
     """Begin to fill ``key``, or WAIT for someone else's fill of it; None when nothing may be stored.
 
     F is read here, before the first message that can make the server take its snapshot is sent (coherence rule R2).
@@ -141,12 +144,14 @@ def start_fill(s: Session, key: Key, analysis: Analysis, *, alone: bool) -> Fill
         s.tried.discard("fresh")
         s.wait("flight", _landed(flights.join(key), seconds))
         return WAIT
+    slots = slots_of(s.coherence, analysis, sql, bound)
     point = s.coherence.fill_point()
     if point is None:
         return None
     fill = Fill(
         key,
         analysis=analysis,
+        slots=slots,
         fill_lsn=point,
         epoch=s.coherence.epoch,
         scope=scope.ident,

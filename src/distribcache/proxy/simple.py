@@ -109,7 +109,7 @@ def query(s: Session, message: bytes) -> bool:
     if s.txn.local:
         s.questions.open_transaction()
         return False
-    fill = start_fill(s, key, analysis, alone=True)
+    fill = start_fill(s, key, analysis, sql, alone=True)
     if fill is WAIT:
         return False
     missed = miss(s, fill, outcome)
