@@ -76,6 +76,8 @@ def judge(which: str, base: Run | None, runs: list[Run], unstable: Collection[st
         return Verdict(bool(changed), "red, as it must be" if changed else "stays green: it proves nothing", changed)
     if changed:
         return Verdict(False, "differs from A", changed)
+    if which == "B" and any(run.hits or run.misses for run in runs):
+        return Verdict(False, "identical to A, but the cache was not off")
     if which == "C" and not all(run.hits > 0 for run in runs):
         return Verdict(False, "identical to A, but nothing was served from memory")
     return Verdict(True, "identical to A")

@@ -137,7 +137,9 @@ class Suite:
                 return [self._run(which, n, server.port, dbname, work, {}, None) for n in range(times)]
             command = [*self._stand_in, "serve"] if self._stand_in else (MUTED if which == "D" else [])
             env = {"PGOPTIONS": CACHE_OFF} if which == "B" else {}
-            with distribcache(server.url(), work, command=command) as proxy:
+            # Twice off: not every driver reads PGOPTIONS.
+            settings = {"DISTRIBCACHE_CACHE_ENABLED": "false"} if which == "B" else {}
+            with distribcache(server.url(), work, command=command, env=settings) as proxy:
                 try:
                     return [self._run(which, n, server.port, dbname, work, env, proxy) for n in range(times)]
                 finally:

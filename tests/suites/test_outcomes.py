@@ -29,6 +29,8 @@ def run_with(hits: int = 0, **changed: Outcome) -> Run:
         ("B", [run_with(four=Outcome("passed"))], False),
         ("B", [Run({"one": GREEN["one"]}, 1.0)], False),
         ("B", [Run({}, 1.0)], False),
+        ("B", [run_with(1)], False),
+        ("B", [Run(GREEN, 1.0, 0, 1)], False),
         ("C", [run_with(5), run_with(7)], True),
         ("C", [run_with(5), run_with(0)], False),
         ("C", [run_with(5), run_with(7, one=Outcome("failed"))], False),
