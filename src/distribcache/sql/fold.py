@@ -18,8 +18,12 @@ import re
 __all__ = ["fold", "literals", "places"]
 
 _PLAIN = re.compile(rb"\s*(?:select|with|values|table|insert|update|delete)\b", re.IGNORECASE)
-_SPECIAL = re.compile(rb"[$\\]|--|/\*")
-_LITERAL = re.compile(rb"\"[^\"]*\"|'[^']*'|(?<![\w.\x80-\xff])[0-9]+(?![\w.\x80-\xff])")
+_SPECIAL = (b"$", b"\\", b"--", b"/*")
+# A quoted name, a string, a whole number. All begin with one set of bytes: the search runs from one to the next.
+_LITERAL = re.compile(
+    rb"[\"'0-9](?:(?<=\")[^\"]*\"|(?<=')[^']*'"
+    rb"|(?<=[0-9])(?<![\w.\x80-\xff][0-9])[0-9]*(?![\w.\x80-\xff]))"
+)
 _HARMLESS = re.compile(rb"'[0-9 \-:+./,]*'")
 # A doubled quote, or a literal that goes on in the next one.
 _GOES_ON = re.compile(rb"[ \t\n\r\f\v]*'")
@@ -65,7 +69,7 @@ def places(text: bytes) -> dict[int, int] | None:
 
 
 def _folds(text: bytes) -> bool:
-    return _PLAIN.match(text) is not None and _SPECIAL.search(text) is None
+    return _PLAIN.match(text) is not None and not any(special in text for special in _SPECIAL)
 
 
 def _is_replaced(literal: bytes) -> bool:

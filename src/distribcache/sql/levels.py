@@ -37,7 +37,6 @@ _MOST_VALUES = 32
 _MOST_ITEMS = 32
 _MOST_CONDITIONS = 64
 
-_EQUALS = ([{"String": {"sval": "="}}], [{"String": {"sval": "pg_catalog"}}, {"String": {"sval": "="}}])
 _CASTS = frozenset("int2 int4 int8 text varchar uuid bool date".split())
 _INTEGER = re.compile(rb"-?[ \t\n\r\f\v]*[0-9]+(?![\w.\x80-\xff])")
 
@@ -220,7 +219,7 @@ class _Reading:
 
     def _condition(self, node: Node) -> Condition | None:
         expression = node.get("A_Expr")
-        if expression is None or expression["name"] not in _EQUALS:
+        if expression is None or not _is_equals(expression["name"]):
             return None
         kind, left, right = expression["kind"], expression["lexpr"], expression["rexpr"]
         column = _path(left)
@@ -282,9 +281,19 @@ def _conjuncts(node: Node) -> Iterable[Node]:
     return [each for argument in expression["args"] for each in _conjuncts(argument)]
 
 
+def _is_equals(path: list[Node]) -> bool:
+    if path[-1]["String"]["sval"] != "=":
+        return False
+    return len(path) == 1 or (len(path) == 2 and path[0]["String"]["sval"] == "pg_catalog")
+
+
 def _path(node: Node) -> Path:
-    fields = node.get("ColumnRef", {}).get("fields", ())
-    if not 0 < len(fields) <= 3 or any("String" not in field for field in fields):
+    reference = node.get("ColumnRef")
+    if reference is None:
+        return ()
+    fields = reference["fields"]
+    if len(fields) > 3 or "String" not in fields[-1]:
+        # ``t.*``
         return ()
     return tuple([field["String"]["sval"] for field in fields])
 

@@ -4,13 +4,18 @@ A *pin* is the promise that rows of the relation without one of its values, at t
 the answer is the same over all rows and over those with such a value. So an answer can change only by a row that has
 one of the values before or after its change.
 
-Why it holds. Take a row r of relation x, and the conditions that act on x: those of WHERE, and those of every join
-above x which filters the side that x is on. A combined row that contains r passes the joins only if it satisfies their
-conditions, and WHERE likewise. If no combined row with r satisfies them all, leaving r out takes nothing from the
-answer. It adds nothing either: a partner that is then without a match gets NULL for the whole side of x; conditions
-that name a column of that side fail on NULL, and the rest does not depend on r. So whatever follows from these
-conditions by equality (``x.a = y.b AND y.b = 1``) pins x. Nothing above a level (HAVING, LIMIT, the outer query) is
-used, nor anything below it.
+Why it holds. All conditions reject NULL. Take a row r of relation x and a combined row that contains r and reaches the
+answer. It has passed WHERE, and every join above x which filters the side that x is on: their conditions are true in
+it, so every relation that these name is there with a real row too, and not with NULL for want of a match. Hence the
+conditions of the joins that filter *its* side are true as well, and so on. Whatever follows by equality from all these
+conditions (``x.a = y.b AND y.b = 1``) is true of r, or else leaving r out takes nothing from the answer.
+
+It adds nothing either. A row p may lose its only match n, which contains r, and get NULL for the whole side of x. If
+that reached the answer, then no condition above names a column of that side, because those are NULL: the conditions are
+true of p with n in place of NULL too, and again all that follows is true of r. Full joins are different: both their
+sides may be missing.
+
+Nothing above a level (HAVING, LIMIT, the outer query) is used, nor anything below it.
 
 Rules:
 1. A full join's items are pinned by nothing.
@@ -35,6 +40,13 @@ ColumnsOf = Callable[[Name], frozenset[str] | None]
 """The columns of a relation as named in the text; None when they are not known, and then it pins nothing."""
 
 Column = tuple[int, str]
+
+
+class _Equalities(NamedTuple):
+    """Columns with the values they are given (each with the place of its condition), and columns with their equals."""
+
+    given: dict[Column, list[tuple[tuple[Value, ...], tuple[int, int]]]]
+    joined: dict[Column, list[Column]]
 
 
 class Pin(NamedTuple):
@@ -63,21 +75,21 @@ class Pinned(NamedTuple):
     elsewhere: frozenset[int]
 
 
-def occurrences(levels: Levels, columns_of: ColumnsOf) -> Pinned | None:
+def occurrences(levels: Levels | None, columns_of: ColumnsOf) -> Pinned | None:
     """Every mention of a relation with its pins; None when something makes every pin of the statement doubtful."""
-    if not levels.levels:
+    if levels is None or not levels.levels:
         return None
     found: list[Occurrence] = []
     elsewhere = set(levels.elsewhere)
     for level in levels.levels:
-        used: set[tuple[Filter, int]] = set()
+        used: set[tuple[int, int]] = set()
         reading = _Reading(level, columns_of)
         for index, item in enumerate(level.items):
             if item.relation is not None:
                 found.append(Occurrence(item.relation, reading.pins(index, used)))
-        for each in level.filters:
-            for number, condition in enumerate(each.conditions):
-                if (each, number) not in used:
+        for number, each in enumerate(level.filters):
+            for place, condition in enumerate(each.conditions):
+                if (number, place) not in used:
                     elsewhere.update(value.param for value in condition.values if value.param)
     return Pinned(tuple(found), frozenset(elsewhere))
 
@@ -87,46 +99,65 @@ class _Reading:
 
     def __init__(self, level: Level, columns_of: ColumnsOf) -> None:
         self._items = level.items
+        self._filters = level.filters
         self._columns = [_columns(item, columns_of) for item in level.items] if level.filters else []
-        self._filters = [(each, [self._resolved(condition, each) for condition in each.conditions])
-                         for each in level.filters]  # fmt: skip
+        self._resolved = [[self._both(condition, each) for condition in each.conditions] for each in level.filters]
+        self._known: dict[frozenset[int], _Equalities] = {}
 
-    def pins(self, index: int, used: set[tuple[Filter, int]]) -> tuple[Pin, ...]:
-        """The pins of one item; conditions that give one directly are added to ``used``."""
+    def pins(self, index: int, used: set[tuple[int, int]]) -> tuple[Pin, ...]:
+        """The pins of one item; conditions that give one directly are added to ``used``, by filter and number."""
         if not self._filters or not self._items[index].pinnable:
             return ()
-        given: dict[Column, list[tuple[Value, ...]]] = {}
-        joined: dict[Column, list[Column]] = {}
-        for each, resolved in self._filters:
-            if not each.first <= index < each.end:
-                continue
-            for number, (condition, (column, other)) in enumerate(zip(each.conditions, resolved, strict=True)):
+        true = self._true_with(index)
+        equalities = self._known.get(true)
+        if equalities is None:
+            equalities = self._known[true] = self._equalities(true)
+        pins: list[Pin] = []
+        for column, choices in equalities.given.items():
+            if column[0] == index:
+                for values, source in choices:
+                    pins.append(Pin(column[1], values))
+                    used.add(source)
+        for column in equalities.joined:
+            if column[0] == index and column not in equalities.given:
+                pins.extend(self._through(column, equalities))
+        return tuple(pins)
+
+    def _true_with(self, index: int) -> frozenset[int]:
+        """The filters that are true wherever a row of this item reaches the answer."""
+        true: set[int] = set()
+        real = [index]
+        for item in real:
+            for number, each in enumerate(self._filters):
+                if number not in true and each.first <= item < each.end:
+                    true.add(number)
+                    for columns in self._resolved[number]:
+                        real.extend(column[0] for column in columns if column is not None and column[0] not in real)
+        return frozenset(true)
+
+    def _equalities(self, true: frozenset[int]) -> _Equalities:
+        found = _Equalities({}, {})
+        for number in sorted(true):
+            for place, condition in enumerate(self._filters[number].conditions):
+                column, other = self._resolved[number][place]
                 if column is None:
                     continue
                 if condition.values:
-                    given.setdefault(column, []).append(condition.values)
-                    if column[0] == index:
-                        used.add((each, number))
+                    found.given.setdefault(column, []).append((condition.values, (number, place)))
                 elif other is not None:
-                    joined.setdefault(column, []).append(other)
-                    joined.setdefault(other, []).append(column)
-        pins = [Pin(column[1], values) for column, all_ in given.items() if column[0] == index for values in all_]
-        for column in joined:
-            if column[0] == index and column not in given:
-                pins.extend(self._through(column, given, joined))
-        return tuple(pins)
+                    found.joined.setdefault(column, []).append(other)
+                    found.joined.setdefault(other, []).append(column)
+        return found
 
-    def _through(
-        self, column: Column, given: dict[Column, list[tuple[Value, ...]]], joined: dict[Column, list[Column]]
-    ) -> list[Pin]:
+    def _through(self, column: Column, equalities: _Equalities) -> list[Pin]:
         """The pins of a column that equals columns which equal values."""
         equal = [column]
         for each in equal:
-            equal.extend(other for other in joined[each] if other not in equal)
+            equal.extend(other for other in equalities.joined[each] if other not in equal)
         alike = tuple((relation, name) for index, name in equal[1:] if (relation := self._items[index].relation))
-        return [Pin(column[1], values, alike) for each in equal[1:] for values in given.get(each, ())]
+        return [Pin(column[1], values, alike) for each in equal[1:] for values, _ in equalities.given.get(each, ())]
 
-    def _resolved(self, condition: Condition, each: Filter) -> tuple[Column | None, Column | None]:
+    def _both(self, condition: Condition, each: Filter) -> tuple[Column | None, Column | None]:
         return self._column(condition.column, each), self._column(condition.other, each)
 
     def _column(self, path: Path, each: Filter) -> Column | None:
