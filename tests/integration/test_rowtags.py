@@ -1,0 +1,168 @@
+"""Row tags against a real server: each change of rows ends the entries that depend on them, and few others."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from fix_postgres import Database, create_database, drop_database
+from followed import Held, eventually, following
+from rowtag_cases import FULL, KEYED, SCENARIOS, Scenario, play
+from rowtags import Pin, hold, settled, slots
+
+from distribcache.cli.postgres import Postgres
+from distribcache.coherence.decoding import Commit, Decoder
+from distribcache.coherence.ledger import NEVER
+from distribcache.coherence.tuples import Change
+from distribcache.coherence.watching import Plan, Watching, plan
+
+
+@pytest.fixture(scope="module")
+def outcomes(postgres: Postgres) -> Iterator[dict[str, dict[Pin, bool]]]:
+    database = create_database(postgres, "rows")
+    yield asyncio.run(play(database, SCENARIOS))
+    drop_database(database)
+
+
+@pytest.mark.parametrize("one", SCENARIOS, ids=lambda one: one.name)
+def test_entries_of_changed_rows_die(outcomes: dict[str, dict[Pin, bool]], one: Scenario) -> None:
+    assert [pin for pin in one.dies if outcomes[one.name][pin]] == []
+
+
+@pytest.mark.parametrize("one", [one for one in SCENARIOS if one.lives], ids=lambda one: one.name)
+def test_entries_of_other_rows_live(outcomes: dict[str, dict[Pin, bool]], one: Scenario) -> None:
+    assert [pin for pin in one.lives if not outcomes[one.name][pin]] == []
+
+
+# -- a column set that is registered while a transaction is being decoded (trap 1)
+
+
+async def registered_late(database: Database, monkeypatch: pytest.MonkeyPatch, *, watched_before: bool) -> bool:
+    """Between the last row of a transaction and its COMMIT a set is registered and an entry filled. → still valid?"""
+    await asyncio.to_thread(database.execute, *(text.replace("#", "t") for text in FULL))
+    async with following(database.server.conninfo(), database.name) as followed:
+        await settled(followed)
+        await followed.slot("t")
+        if watched_before:
+            await hold(followed, [Pin.of("t", v="a")])
+        filled: list[Held] = []
+        plain = Decoder._commit
+
+        def late(self: Decoder, text: bytes, lsn: int) -> Commit:
+            if not filled:
+                filled.append(Held([], followed.coherence.fill_point() or 0, followed.coherence.visible(),
+                                   slots(followed, followed.oids["t"], Pin.of("t", id=1)), followed.coherence.epoch))
+            return plain(self, text, lsn)
+
+        monkeypatch.setattr(Decoder, "_commit", late)
+        await asyncio.to_thread(database.execute, "UPDATE t SET v = 'z' WHERE id = 1")
+        await eventually(lambda: filled)
+        assert filled[0].fill
+        return await followed.strictly(filled[0])
+
+
+@pytest.mark.parametrize("watched_before", [False, True])
+async def test_a_set_registered_in_mid_transaction_misses_no_row(
+    database: Database, monkeypatch: pytest.MonkeyPatch, watched_before: bool
+) -> None:
+    assert not await registered_late(database, monkeypatch, watched_before=watched_before)
+
+
+@pytest.mark.sabotage
+async def test_without_its_wildcard_a_set_registered_in_mid_transaction_is_stale(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Plan, "missed_by", lambda self, earlier: frozenset())
+    assert await registered_late(database, monkeypatch, watched_before=True)
+
+
+# -- each rule muted leaves a stale entry
+
+
+def untouched(self: Plan, change: Change, slots: set[int]) -> None:
+    """Row slots are never touched."""
+
+
+def null_for_unknown(self: Plan, change: Change, slots: set[int]) -> None:
+    """Trap 8: a value that is not shown counts as NULL."""
+    for side in (change.old, change.new):
+        for one in self.sets:
+            found = [(side or {}).get(name) for name in one.names]
+            if None not in found:
+                slots.add(self.hashed(one.prefix, [value for value in found if value is not None]))
+
+
+def all_kept(self: Plan, change: Change, slots: set[int]) -> None:
+    """An UPDATE without old values keeps every column, not only those of the identity."""
+    for one in self.sets:
+        for side in (change.old, change.new):
+            if side is not None:
+                self._side(one, side, slots)
+
+
+def without_ancestors(self: Watching, name: bytes) -> Plan | None:
+    oids = self._relations.by_name.get(name, (0,))
+    sets = list(self._sets.get(oids[0], {}).values())
+    return plan(sets, self._relations.by_oid[oids[0]].key, self._ledger.hashed) if sets else None
+
+
+touch_both = Plan.touch
+
+
+def by_new_values_only(self: Plan, change: Change, slots: set[int]) -> None:
+    touch_both(self, change._replace(old=None) if change.new is not None else change, slots)
+
+
+def count_only(self: Decoder, name: bytes, met: object, data: object, at: int) -> None:
+    """More rows of a transaction than the first are not looked at, and nothing is touched instead."""
+
+
+MUTED: list[tuple[str, Any, Any, str, Pin]] = [
+    ("touch", Plan, untouched, "an_insert", Pin.of("an_insert", id=3)),
+    ("touch", Plan, null_for_unknown, "a_delete", Pin.of("a_delete", c=5)),
+    ("touch", Plan, all_kept, "an_update_that_keeps_the_key", Pin.of("an_update_that_keeps_the_key", v="a")),
+    ("touch", Plan, by_new_values_only, "full_an_update", Pin.of("full_an_update", c=5)),
+    ("plan_of", Watching, without_ancestors, "an_insert_two_levels_below", Pin.of("an_insert_two_levels_below", id=4)),
+    ("_row", Decoder, count_only, "bulk", Pin.of("bulk", id=1)),
+    ("_row", Decoder, count_only, "a_truncate", Pin.of("a_truncate", id=1)),
+]
+
+
+@pytest.mark.sabotage
+@pytest.mark.parametrize(("method", "owner", "muted", "name", "pin"), MUTED)
+async def test_a_muted_rule_leaves_a_stale_entry(
+    database: Database, monkeypatch: pytest.MonkeyPatch, method: str, owner: Any, muted: Any, name: str, pin: Pin
+) -> None:
+    one = next(one for one in SCENARIOS if one.name == name)
+    assert pin in one.dies
+    monkeypatch.setattr(owner, method, muted)
+    assert (await play(database, [one]))[name][pin], "stale, as it must be when the rule is muted"
+
+
+# -- epochs and bounds
+
+
+async def test_sets_stay_registered_when_the_stream_begins_anew(database: Database) -> None:
+    await asyncio.to_thread(database.execute, *(text.replace("#", "t") for text in KEYED))
+    async with following(database.server.conninfo(), database.name) as followed:
+        await settled(followed)
+        before = await hold(followed, [Pin.of("t", id=1)])
+        epoch = followed.coherence.epoch
+        await asyncio.to_thread(
+            database.execute, "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE active"
+        )
+        await eventually(lambda: followed.coherence.epoch != epoch)
+        await followed.serving()
+        assert not followed.valid(before[0])
+        held = await hold(followed, [Pin.of("t", id=1), Pin.of("t", id=2)])
+        assert held[0].slots == before[0].slots
+        await asyncio.to_thread(database.execute, "UPDATE t SET v = 'z' WHERE id = 1")
+        assert [await followed.strictly(entry) for entry in held] == [False, True]
+
+
+async def test_a_relation_that_no_look_has_shown_serves_no_row(database: Database) -> None:
+    async with following(database.server.conninfo(), database.name) as followed:
+        wildcard = followed.coherence.watch(4_000_000_000, ("id",))
+        assert followed.coherence.words[wildcard] == NEVER
