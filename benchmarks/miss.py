@@ -109,7 +109,7 @@ def _scope_row(*, cache: str) -> bytes:
     facts = {"schemas": '["pg_catalog", "public"]', "isolation": "read committed", "backend_pid": "1"}
     for name, value in facts.items():
         values[SCOPE_COLUMNS.index(name)] = value.encode()
-    values[SCOPE_COLUMNS.index("prepared_in_sql")] = None
+    values[len(SCOPE_COLUMNS) - 1] = None  # prepared statements: none
     values[len(SCOPE_COLUMNS) :] = [cache.encode()] + [None] * (len(OWN) - 1)
     keyed = {"client_encoding": "UTF8", "standard_conforming_strings": "on"}
     return data_row((*values, json.dumps([keyed.get(name, "x") for name in KEYED]).encode()))

@@ -17,7 +17,7 @@ from benchmarks.servers import HERE, which
 
 __all__ = ["machine", "tables", "write_section"]
 
-ORDER = ("direct", "distribcache", "pgbouncer", "pgpool", "canned")
+ORDER = ("direct", "distribcache", "distribcache-compiled", "pgbouncer", "pgpool", "canned")
 
 
 class CellLike(Protocol):

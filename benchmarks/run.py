@@ -34,13 +34,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import psycopg
 from benchmarks import servers
 from benchmarks.report import machine, tables, write_section
-from benchmarks.workloads import WORKLOADS, Measured, Workload, read_report
+from benchmarks.workloads import COMPILED, WORKLOADS, Measured, Workload, read_report
 
 from distribcache.cli.postgres import Postgres
 
 SERVER = {"max_connections": "1400", "shared_buffers": "512MB", "fsync": "on", "full_page_writes": "on",
           "max_wal_size": "4GB", "checkpoint_timeout": "1h", "autovacuum": "off"}
 MANY = 100
+OURS = ("distribcache", COMPILED)
 HITS, MISSES = "hits_total", "misses_total"
 
 
@@ -75,18 +76,27 @@ class Bench:
     def __init__(self, server: Postgres, asked: argparse.Namespace, work: Path) -> None:
         self.server, self.asked, self.work = server, asked, work
         self.ports: dict[str, int] = {}
-        self.proxy: servers.Program | None = None
+        self.proxies: dict[str, servers.Program] = {}
         self.missing: dict[str, str] = {}
         self.scripts: dict[str, Path] = {}
         self.rows = 0
 
     def start(self, stack: contextlib.ExitStack, wanted: Sequence[str]) -> None:
-        """Start every wanted target. Raises RuntimeError for distribcache only: others are left out, and it is said."""
+        """Start every wanted target. Raises RuntimeError when distribcache does not start: others are left out, and it
+        is said.
+        """
         self.ports["direct"] = self.server.port
-        if "distribcache" in wanted:
-            arguments = shlex.split(self.asked.serve_args)
-            self.proxy = stack.enter_context(servers.distribcache(self.server.url(), self.work, arguments=arguments))
-            self.ports["distribcache"] = self.proxy.port
+        for name in (name for name in OURS if name in wanted):
+            arguments, env = shlex.split(self.asked.serve_args), {}
+            if name == COMPILED:
+                try:
+                    env["PYTHONPATH"] = str(servers.compiled_package(self.work))
+                except RuntimeError as error:
+                    self.missing[name] = str(error)
+                    continue
+            program = servers.distribcache(self.server.url(), self.work, arguments=arguments, env=env, name=name)
+            self.proxies[name] = stack.enter_context(program)
+            self.ports[name] = program.port
         for name, make in (("pgbouncer", servers.pgbouncer), ("pgpool", servers.pgpool)):
             if name not in wanted:
                 continue
@@ -149,7 +159,7 @@ class Bench:
                 self._one(name, workload, 4, 1.0)
             after = self._counters(name)
             hits, misses = (after.get(key, 0) - before.get(key, 0) for key in (HITS, MISSES))
-            if name != "distribcache" or hits > 50 * misses:
+            if name not in self.proxies or hits > 50 * misses:
                 return
 
     def _one(self, name: str, workload: Workload, clients: int, seconds: float) -> Measured:
@@ -162,7 +172,7 @@ class Bench:
             arguments += ["-t", str(max(10, round(15_000 * seconds / clients)))]
         if workload.name in self.scripts:
             arguments += ["-f", str(self.scripts[workload.name])]
-        options = workload.options if name == "distribcache" else ""
+        options = workload.options if name in self.proxies else ""
         return read_report(self._pgbench(self.ports[name], arguments, options, limit_s=seconds * 5 + 120))
 
     def _pgbench(self, port: int, arguments: Sequence[str], options: str = "", limit_s: float = 600.0) -> str:
@@ -178,7 +188,7 @@ class Bench:
         return done.stdout
 
     def _counters(self, name: str) -> dict[str, float]:
-        return servers.stats(self.proxy) if name == "distribcache" and self.proxy is not None else {}
+        return servers.stats(self.proxies[name]) if name in self.proxies else {}
 
 
 def _calibrate(
@@ -206,7 +216,7 @@ def _words(text: str) -> list[str]:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workload", default="", help="some of " + ",".join(WORKLOADS))
-    parser.add_argument("--target", default="direct,distribcache,pgbouncer,pgpool,canned")
+    parser.add_argument("--target", default="direct,distribcache,distribcache-compiled,pgbouncer,pgpool,canned")
     parser.add_argument("--clients", default="", help="numbers of clients instead of each workload's own")
     parser.add_argument("--seconds", type=float, default=3.0, help="length of one run")
     parser.add_argument("--rounds", type=int, default=5)

@@ -27,7 +27,10 @@ from typing import Any, Self
 
 import psycopg
 
-__all__ = ["HERE", "Program", "canned", "distribcache", "free_port", "pg_bin", "pgbouncer", "pgpool", "stats", "which"]
+__all__ = [
+    "HERE", "Program", "canned", "compiled_package", "distribcache", "free_port", "pg_bin", "pgbouncer", "pgpool",
+    "stats", "which",
+]  # fmt: skip
 
 HOST = "127.0.0.1"
 HERE = Path(__file__).resolve().parent
@@ -166,6 +169,17 @@ def distribcache(
     words = list(command) or ([script, "serve"] if script.exists() else [sys.executable, "-m", "distribcache", "serve"])
     argv = [*words, "--upstream", upstream_url, "--listen", f"{HOST}:{port}", "--admin", f"{HOST}:{admin}", *arguments]
     return Program(name, argv, port, _folder(work, name), env=env)
+
+
+def compiled_package(work: Path) -> Path:
+    """A folder with distribcache in it, its hot path compiled now. Raises RuntimeError where that cannot be done."""
+    folder = work / "compiled"
+    done = subprocess.run(
+        [sys.executable, HERE.parent / "hatch_build.py", folder], capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        raise RuntimeError("not compiled: " + " ".join(done.stderr.split()[-40:]))
+    return folder
 
 
 def pgbouncer(upstream_port: int, work: Path, *, clients: int = 1200) -> Program:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-__all__ = ["WORKLOADS", "Measured", "Workload", "read_report"]
+__all__ = ["COMPILED", "WORKLOADS", "Measured", "Workload", "read_report"]
 
 _POINT = "\\set aid random(1, 1000)\nSELECT abalance FROM pgbench_accounts WHERE aid = :aid;\n"
 _MISS_KEYS = "\\set aid random(1, 100000 * {scale})\nSELECT abalance FROM pgbench_accounts WHERE aid = :aid;\n"
@@ -41,9 +41,10 @@ class Workload:
     """Length of a run in units of the asked length."""
 
 
-ALL = ("direct", "distribcache", "pgbouncer", "pgpool", "canned")
-PROXIES = ("direct", "distribcache", "pgbouncer", "pgpool")
-OURS = ("direct", "distribcache", "pgbouncer")
+COMPILED = "distribcache-compiled"
+ALL = ("direct", "distribcache", COMPILED, "pgbouncer", "pgpool", "canned")
+PROXIES = ("direct", "distribcache", COMPILED, "pgbouncer", "pgpool")
+OURS = ("direct", "distribcache", COMPILED, "pgbouncer")
 
 WORKLOADS: dict[str, Workload] = {
     w.name: w
