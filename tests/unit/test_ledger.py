@@ -6,7 +6,9 @@ import pytest
 
 from distribcache.coherence.ledger import (
     EPOCH,
+    FORMAT,
     FRESH_AT,
+    LEDGER_FORMAT,
     NEVER,
     SCHEMA,
     Ledger,
@@ -131,3 +133,77 @@ def test_rounding_a_range_of_offsets_down_would_skip_a_commit() -> None:
     careless = commit_end - commit_end % 8192 if commit_end % 8192 <= 40 else commit_end
     assert received + 96 >= careless
     assert received + 96 < normalise(commit_end, SEGMENT)
+
+
+# -- row tags
+
+
+def test_the_hash_of_row_tags_is_fixed() -> None:
+    """Another hash under the same format would let a ledger in a file, or another node's, mean other rows."""
+    ledger = Ledger(row_slots=1 << 22)
+    assert LEDGER_FORMAT == 2
+    assert ledger.row_slot(16384, ("id",), (b"1",)) - ledger.rows_at == 3761057
+    assert ledger.row_slot(16384, ("a", "größe"), (b"", "ß".encode())) - ledger.rows_at == 2733330
+
+
+def test_row_tags_of_other_relations_columns_and_values_have_other_slots() -> None:
+    ledger = Ledger()
+    tags = [
+        (1, ("a",), (b"1",)), (2, ("a",), (b"1",)), (1, ("b",), (b"1",)), (1, ("a",), (b"2",)), (1, ("a",), (b"",)),
+        (1, ("a", "b"), (b"1", b"2")), (1, ("a", "b"), (b"12", b"")), (1, ("a", "b"), (b"", b"12")),
+        (1, ("ab",), (b"12",)), (1, ("a", "b"), (b"2", b"1")), (1, (), ()),
+    ]
+    slots = [ledger.row_slot(*tag) for tag in tags]
+    assert len(set(slots)) == len(tags)
+    assert all(slot >= ledger.rows_at for slot in slots)
+
+
+def test_no_row_slot_is_a_dense_slot() -> None:
+    """Trap 17: by chance a row tag would sooner or later end all that depends on a table, or everything."""
+    ledger = Ledger(tables=2, row_slots=1)
+    dense = {SCHEMA, ledger.slot_of(1, 0), ledger.wildcard_of(1, ("a",), 0), ledger.slot_of(3, 0)}
+    assert ledger.row_slot(1, ("a",), (b"1",)) == ledger.rows_at > max(dense)
+
+
+def test_a_wildcard_is_dense_kept_and_follows_its_relation() -> None:
+    ledger = Ledger()
+    table, shown = ledger.slot_of(1, 100), ledger.wildcard_of(1, ("a",), 700)
+    hidden, other = ledger.wildcard_of(2, ("a",), NEVER), ledger.wildcard_of(1, ("a", "b"), NEVER)
+    assert len({table, shown, hidden, other}) == 4
+    assert ledger.wildcard_of(1, ("a",), 9000) == shown
+    assert ledger.words[shown] == 700
+    ledger.touch(1, 800)
+    assert ledger.words[shown] == 700
+    ledger.admit(frozenset({1}), 900)
+    assert [ledger.words[slot] for slot in (shown, hidden, other)] == [700, NEVER, 900]
+    ledger.bump_all(1000)
+    assert [ledger.words[slot] for slot in (shown, hidden, other)] == [1000, NEVER, 1000]
+
+
+@pytest.mark.parametrize("platform", ["linux", "other"])
+def test_a_new_epoch_forgets_rows_and_keeps_wildcards_unusable(platform: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger = Ledger(tables=100, row_slots=1 << 18)
+    wildcard, row = ledger.wildcard_of(1, ("a",), 5), ledger.row_slot(1, ("a",), (b"1",))
+    last = len(ledger.words) - 1
+    for slot in (row, ledger.rows_at, last):
+        ledger.bump(slot, 5000)
+    monkeypatch.setattr("distribcache.coherence.ledger.sys.platform", platform)
+    ledger.renew(next_epoch())
+    assert ledger.words[wildcard] == NEVER
+    assert not any(ledger.words[ledger.rows_at :])
+    assert ledger.words[FORMAT] == LEDGER_FORMAT
+    ledger.bump(row, 3000)
+    assert ledger.words[row] == 3000
+
+
+def test_row_slots_take_no_memory_until_they_are_touched() -> None:
+    before = resident()
+    ledgers = [Ledger() for _ in range(16)]
+    assert sum(8 * len(ledger.words) for ledger in ledgers) > 512 << 20
+    assert resident() - before < 64 << 20
+
+
+def resident() -> int:
+    """Bytes of memory that this process occupies."""
+    with open("/proc/self/statm") as pages:
+        return int(pages.read().split()[1]) * 4096
