@@ -48,6 +48,7 @@ class Reporting(DiscoverRunner):  # type: ignore[misc]
                 # A subtest's own id has its parameters: the whole test has failed.
                 name = getattr(test, "test_case", test).id()
                 result.seen[name] = status
+        result.seen |= {test.id(): "failure" for test in result.unexpectedSuccesses}
         root = ET.Element("testsuite")
         for name, status in result.seen.items():
             case = ET.SubElement(root, "testcase", classname=name.rpartition(".")[0], name=name.rpartition(".")[2])

@@ -102,12 +102,9 @@ def _psycopg_release(version: str) -> Path:
 
 # Django's tests are mostly about other things than the database: these are those that ask it something new.
 _DJANGO = (
-    "aggregation aggregation_regress annotations async backends basic bulk_create composite_pk constraints "
-    "custom_lookups datatypes db_functions db_utils defer delete distinct_on_fields expressions expressions_case "
-    "expressions_window filtered_relation fixtures force_insert_update foreign_object get_or_create indexes inspectdb "
-    "introspection lookup m2m_through many_to_many many_to_one migrations model_fields model_inheritance "
-    "multiple_database null_queries one_to_one or_lookups ordering postgres_tests prefetch_related queries raw_query "
-    "schema select_for_update select_related sessions_tests timezones transaction_hooks transactions update xor_lookups"
+    "aggregation annotations backends basic bulk_create custom_lookups datatypes db_functions delete expressions "
+    "expressions_window get_or_create lookup many_to_many multiple_database ordering postgres_tests prefetch_related "
+    "queries raw_query select_for_update select_related timezones transaction_hooks transactions update"
 ).split()
 
 
@@ -172,7 +169,7 @@ DRIVERS: dict[str, Driver] = {
     "django": Driver(
         "django", lambda: sdist(f"django=={_installed('django')}"),
         environment=lambda port, dbname: {"FOREIGN_PORT": str(port), "FOREIGN_DATABASE": dbname},
-        libraries=lambda: [pip_target("django", "jinja2", "tblib", "tzdata", "pyyaml")],
+        libraries=lambda: [pip_target("django", "psycopg-pool", "jinja2", "tblib", "tzdata")],
         program=_django,
     ),
 }
