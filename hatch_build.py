@@ -7,7 +7,7 @@ in PYTHONPATH: so tests and benchmarks use it without a wheel. (A second word is
 Rules:
 1. Nothing is written into the source folder: a compiled module beside its source would hide every later change of it.
 2. A wheel that was asked to be compiled is compiled, or there is none.
-3. The C compiler and Python's headers are the machine's; mypy and setuptools come as requirements of this hook.
+3. The C compiler and Python's headers are the machine's; mypyc comes as a requirement of this hook.
 """
 
 from __future__ import annotations
