@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
-from fix_postgres import Database, create_database, drop_database
+from fix_postgres import Database, MakePostgres, create_database, drop_database
 from followed import Held, eventually, following
 from rowtag_cases import FULL, KEYED, SCENARIOS, Scenario, play
 from rowtags import Pin, hold, settled, slots
@@ -34,6 +35,14 @@ def test_entries_of_changed_rows_die(outcomes: dict[str, dict[Pin, bool]], one: 
 @pytest.mark.parametrize("one", [one for one in SCENARIOS if one.lives], ids=lambda one: one.name)
 def test_entries_of_other_rows_live(outcomes: dict[str, dict[Pin, bool]], one: Scenario) -> None:
     assert [pin for pin in one.lives if not outcomes[one.name][pin]] == []
+
+
+def test_an_older_server_shows_as_much(make_postgres: MakePostgres, debian_bin: Path) -> None:
+    database = create_database(make_postgres(bin_dir=debian_bin), "rows")
+    found = asyncio.run(play(database, SCENARIOS))
+    drop_database(database)
+    assert [(one.name, pin) for one in SCENARIOS for pin in one.dies if found[one.name][pin]] == []
+    assert [(one.name, pin) for one in SCENARIOS for pin in one.lives if not found[one.name][pin]] == []
 
 
 # -- a column set that is registered while a transaction is being decoded (trap 1)
