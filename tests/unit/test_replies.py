@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from distribcache.errors import ProtocolError
+from distribcache.proxy.fill import Fill
 from distribcache.proxy.replies import Op, Replies
 from distribcache.wire.messages import (
     BIND_COMPLETE,
@@ -31,19 +32,10 @@ ERROR = error_response("ERROR", "42P01", "no such table")
 FATAL = error_response("FATAL", "57P01", "terminating connection")
 
 
-class FakeFill:
-    """Gathers what a fill would get."""
-
-    def __init__(self) -> None:
-        self.bytes = b""
-        self.spoiled = False
-        self.limited = False
-
-    def add(self, data: bytes) -> None:
-        self.bytes += data
-
-    def spoil(self) -> None:
-        self.spoiled = True
+def make_fill() -> Fill:
+    return Fill(
+        (1, b""), analysis=None, slots=(), fill_lsn=1, epoch=1, scope=1, began_ns=1, ttl=1.0, cap=10_000,
+    )  # type: ignore[arg-type]  # fmt: skip
 
 
 def replies(*ops: Op) -> tuple[Replies, list[tuple[bytes, bool]]]:
@@ -67,13 +59,29 @@ FEEDS: list[Callable[[Replies, bytes], bytes]] = [whole, byte_by_byte]
 
 @pytest.mark.parametrize("feed", FEEDS)
 def test_simple_query_is_relayed_and_filled_up_to_ready(feed: Callable[[Replies, bytes], bytes]) -> None:
-    fill = FakeFill()
-    made, ready = replies(Op(ord("Q"), fill=fill))  # type: ignore[arg-type]
+    fill = make_fill()
+    made, ready = replies(Op(ord("Q"), fill=fill))
     assert feed(made, T + D + D + C + Z) == T + D + D + C + Z
-    assert fill.bytes == T + D + D + C
+    assert fill.payload() == T + D + D + C
     assert not fill.spoiled
     assert ready == [(b"I", False)]
     assert not made.pending
+
+
+@pytest.mark.parametrize("feed", FEEDS)
+def test_the_replies_of_one_run_are_gathered_together_and_no_other(
+    feed: Callable[[Replies, bytes], bytes],
+) -> None:
+    first, second = make_fill(), make_fill()
+    made, _ = replies(
+        Op(ord("D")), *(Op(kind, fill=first) for kind in b"PBDE"), *(Op(kind, fill=second) for kind in b"BE"),
+        Op(ord("B"), ours=True), Op(ord("E")), Op(ord("S")),
+    )  # fmt: skip
+    one, two = PARSE_COMPLETE + BIND_COMPLETE + T + D + C, BIND_COMPLETE + D + D + C
+    assert feed(made, T + one + two + BIND_COMPLETE + D + C + Z) == T + one + two + D + C + Z
+    assert (first.payload(), second.payload()) == (one, two)
+    assert first.whole
+    assert second.whole
 
 
 @pytest.mark.parametrize("feed", FEEDS)
@@ -85,8 +93,8 @@ def test_our_own_question_never_reaches_the_client(feed: Callable[[Replies, byte
         Op(ord("E"), ours=True, rows=rows, done=lambda kind, _: ends.append(kind)), Op(ord("C"), ours=True),
         Op(ord("S"), ours=True),
     ]  # fmt: skip
-    fill = FakeFill()
-    made, ready = replies(*ours, Op(ord("Q"), fill=fill))  # type: ignore[arg-type]
+    fill = make_fill()
+    made, ready = replies(*ours, Op(ord("Q"), fill=fill))
     question = PARSE_COMPLETE + BIND_COMPLETE + D + C + CLOSE_COMPLETE + Z
     changed = parameter_status(b"TimeZone", b"UTC")
     assert feed(made, question[:10] + changed + question[10:] + T + D + C + Z) == changed + T + D + C + Z
@@ -115,8 +123,8 @@ def test_an_error_before_sync_was_sent_skips_what_follows() -> None:
 
 @pytest.mark.parametrize("spoiler", [notice_response("NOTICE", "00000", "hm"), parameter_status(b"a", b"b"), ERROR])
 def test_anything_unusual_spoils_a_fill(spoiler: bytes) -> None:
-    fill = FakeFill()
-    made, _ = replies(Op(ord("Q"), fill=fill))  # type: ignore[arg-type]
+    fill = make_fill()
+    made, _ = replies(Op(ord("Q"), fill=fill))
     made.feed(T + D + spoiler + (b"" if spoiler == ERROR else C) + Z)
     assert fill.spoiled
 
@@ -124,7 +132,7 @@ def test_anything_unusual_spoils_a_fill(spoiler: bytes) -> None:
 @pytest.mark.parametrize("wrong", [T + T + D + C, D + C, T + D + C + C, T + D + C + D, T + D, T + C + T, C])
 @pytest.mark.parametrize("feed", FEEDS)
 def test_a_gathered_reply_has_one_shape(feed: Callable[[Replies, bytes], bytes], wrong: bytes) -> None:
-    made, _ = replies(Op(ord("Q"), fill=FakeFill()))  # type: ignore[arg-type]
+    made, _ = replies(Op(ord("Q"), fill=make_fill()))
     with pytest.raises(ProtocolError):
         feed(made, wrong + Z)
 
