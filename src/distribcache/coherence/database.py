@@ -154,6 +154,9 @@ class Databases:
             await asyncio.wait(self._tasks)
 
     def _make(self, name: str) -> Coherence:
+        printable = name.encode("utf-8", "backslashreplace").decode()
+        if printable != name:
+            return PassThrough(printable, "database_name")
         if name in _TEMPLATES:
             return PassThrough(name, "template_database")
         if self._options.invalidation == "ttl":

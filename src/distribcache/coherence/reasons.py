@@ -56,6 +56,7 @@ REASONS: dict[str, tuple[str, str]] = {
         "the upstream is a standby; the cache needs the primary",
         "point upstream.url at the primary (libpq: target_session_attrs=read-write)",
     ),
+    "database_name": ("the name of this database is not UTF-8", "ALTER DATABASE … RENAME TO a name in UTF-8"),
     "template_database": ("a template database is never followed", "connect to an ordinary database"),
     "too_many_databases": (
         "more databases are in use than the cache may follow at once",

@@ -4,7 +4,8 @@ Rules:
 1. Nothing in clear after the answer ``S``: bytes that came with an SSLRequest end the connection (CVE-2021-23214).
 2. Whoever has not logged in within the deadline, or sends too much before, is disconnected.
 3. A replication connection is relayed and never looked into.
-4. Either side that goes away takes the other with it, after what was already received has been relayed.
+4. Either side that goes away takes the other with it, after what was already received has been relayed. What a client
+   sent before it ended its own direction is still answered.
 5. A peer that does not read stops us from reading what would be sent to it: memory does not grow.
 """
 
@@ -32,7 +33,7 @@ __all__ = ["Connection"]
 
 _HIGH_WATER = 256 * 1024
 _LAST_WORDS = 30.0
-"""Seconds that a client has to read what was written before the end."""
+"""Seconds that a peer has to read what was written before the end."""
 _MAX_EARLY = 64 * 1024
 """Bytes that a client may send while its upstream connection is being opened."""
 _REFUSED_PATIENCE = 1.0
@@ -62,6 +63,8 @@ class Connection(asyncio.Protocol):
         self._entered: str | None = None
         self._client_held = False
         self._upstream_full = False
+        self._upstream_ended = False
+        self._sent_all = False
         self._deadline: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -109,7 +112,11 @@ class Connection(asyncio.Protocol):
             self.fail(error)
 
     def eof_received(self) -> bool:
-        return False
+        """The client will send no more; True when replies to what it has sent are still to come."""
+        if self.session is not None:
+            return not self._closed and self.session.sent_all()
+        self._sent_all = bool(self._early or (self.login is not None and self.login.early()))
+        return self._sent_all and self.startup is not None and not self._closed
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._end()
@@ -248,6 +255,7 @@ class Connection(asyncio.Protocol):
             self._deadline.cancel()
         self.listener.logged_in(self)
         rest = login.rest()
+        self._early = login.early() + self._early
         if self.startup.replication:
             self._raw = True
             if rest:
@@ -268,6 +276,8 @@ class Connection(asyncio.Protocol):
         if self._early:
             early, self._early = self._early, b""
             session.from_client(early)
+        if self._sent_all:
+            session.sent_all()
 
     def _upstream_lost(self) -> None:
         if self._closed:
@@ -324,6 +334,14 @@ class Connection(asyncio.Protocol):
         """The client said goodbye."""
         self._end()
 
+    def last_replies(self) -> None:
+        """The server gets no more messages: it answers what it has, and ends."""
+        if self.upstream is not None and not self._upstream_ended:
+            self._upstream_ended = True
+            self.upstream.write(2 * terminate())  # a COPY that still waits for data takes the first as an error
+            if self.upstream.can_write_eof():
+                self.upstream.write_eof()
+
     def _too_late(self) -> None:
         if self.session is None and not self._raw:
             self.fail(
@@ -352,11 +370,16 @@ class Connection(asyncio.Protocol):
         if self._entered is not None:
             self.node.leave(self._entered)
         if self.upstream is not None:
-            if not self.upstream.is_closing():
+            if not self.upstream.is_closing() and not self._upstream_ended:
                 self.upstream.write(terminate())
-            self.upstream.close()
+            _close(self.upstream)
         if self.client is not None:
-            self.client.close()
-            if self.client.get_write_buffer_size():  # one who does not read is not waited for without end
-                asyncio.get_running_loop().call_later(_LAST_WORDS, self.client.abort)
+            _close(self.client)
         self.listener.gone(self)
+
+
+def _close(transport: asyncio.Transport) -> None:
+    """Close when all is written; one who does not read is not waited for without end."""
+    transport.close()
+    if transport.get_write_buffer_size():
+        asyncio.get_running_loop().call_later(_LAST_WORDS, transport.abort)

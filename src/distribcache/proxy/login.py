@@ -3,7 +3,8 @@
 The proxy holds no passwords and decides no logins: SCRAM, MD5 and cleartext are relayed message by message. It looks
 only for four things: the offer of SCRAM-SHA-256-PLUS, which cannot pass through two TLS legs; a server that lets a
 client in without any challenge; the backend's pid and secret; and the first ReadyForQuery. Messages are small and
-bounded here.
+bounded here. What a client sends behind its answers, without waiting to be let in, is kept for its session, as the
+server would leave it in its buffer.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from distribcache.wire.state import AUTHENTICATION_OK, CLIENT, SERVER, Phase, st
 __all__ = ["Login"]
 
 _PLUS = b"SCRAM-SHA-256-PLUS"
+_MOST_HELD = 64 * 1024
 
 
 class Login:
@@ -41,6 +43,7 @@ class Login:
         self.pid = 0
         self.secret = b""
         self.plus_stripped = False
+        self._held = b""
         self._strip_plus = strip_plus
         self._challenge_needed = challenge_needed
         self._client = Inbox(MAX_SASL)
@@ -48,10 +51,16 @@ class Login:
 
     def from_client(self, data: bytes) -> bytes:
         """Password messages for the server. Raises ClientError."""
+        if self._held:
+            self._hold(data)
+            return b""
         try:
             self._client.feed(data)
             out = []
             for message in self._client:
+                if message[0] not in (Front.PASSWORD, Front.TERMINATE):
+                    self._hold(bytes(message) + self._client.take_rest())
+                    break
                 self.phase = step(CLIENT, self.phase, message[0])
                 if message[0] == Front.TERMINATE:
                     raise ClientError("the client left before it had logged in", where="client")
@@ -59,6 +68,16 @@ class Login:
         except ProtocolError as error:
             raise ClientError(error.message, where="client", hint=error.hint) from None
         return b"".join(out)
+
+    def _hold(self, data: bytes) -> None:
+        self._held += data
+        if len(self._held) > _MOST_HELD:
+            raise ClientError("too much data before the login", where="client", hint="wait until you are let in")
+
+    def early(self) -> bytes:
+        """Client bytes behind the login."""
+        self._held += self._client.take_rest()
+        return self._held
 
     def from_server(self, data: bytes) -> Iterator[bytes]:
         """Messages for the client, one at a time; ``finished`` is set when ReadyForQuery is among them. Raises
@@ -108,6 +127,11 @@ class Login:
             return message
         self.phase = step(SERVER, self.phase, Back.AUTHENTICATION)
         self.challenged = True
+        if self._held and said.code != Auth.SASL_FINAL:
+            raise ClientError(
+                f"expected password response, got message type {self._held[0]}", where="client",
+                hint="wait until you are let in",
+            )  # fmt: skip
         if said.code == Auth.SASL and self._strip_plus:
             offered = read_sasl_mechanisms(said.data)
             if _PLUS in offered:

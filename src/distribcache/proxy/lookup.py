@@ -118,6 +118,7 @@ def serve_entry(s: Session, key: Key, entry: Entry) -> bytes:
     else:
         hot.touch(key)
     hot.hits += 1
+    s.txn.read = s.txn.read or s.txn.local
     hot.saved_ns += entry[7]
     hot.last = entry
     hot.age_ns = now_ns() - hot.words[FRESH_AT]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from typing import TYPE_CHECKING
 
 from distribcache.coherence.ledger import EPOCH, SCHEMA
@@ -27,6 +28,8 @@ __all__ = ["Questions"]
 _NAME = b"distribcache scope"
 _COMPLETE, _ERROR, _READY = b"CEZ"
 _CANCELLED = b"\0C57014\0"
+_ISOLATION = re.compile(rb"transaction|isolation", re.IGNORECASE)
+"""In any text that could set what may only be set before the first query of a transaction."""
 _KEYED = frozenset(name.lower() for name in KEYED)
 
 
@@ -117,11 +120,14 @@ class Questions:
         s.wait("transaction", self._open())
 
     async def _open(self) -> None:
+        """Send BEGIN and savepoints. If a read was answered from memory behind them, and the unit at hand may be one
+        that is refused behind a query, a query goes up as well: the server then refuses by itself.
+        """
         s = self._session
         deferred = [exchange for _, exchange in s.txn.deferred]
         finished: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         errors: list[bytes] = []
-        left = len(deferred)
+        left = 0
 
         def step(kind: int, message: bytes) -> None:
             nonlocal left
@@ -132,6 +138,11 @@ class Questions:
                 if not left and not finished.done():
                     finished.set_result(None)
 
+        if s.has_read() and s.unit_matches(_ISOLATION):
+            deferred.append(
+                parse(_NAME, b"SELECT 1") + bind(_NAME, _NAME) + execute(_NAME) + close(b"S", _NAME) + SYNC
+            )
+        left = len(deferred)
         for exchange in deferred:
             at = 0
             while at < len(exchange):
@@ -151,7 +162,6 @@ class Questions:
             s.failure = errors[0] or None
             s.txn.bypass = "transaction_unknown"
         s.refresh()
-
 
     async def _fail(self) -> None:
         """Open a transaction that has failed: what the client sends next must not be committed by itself."""

@@ -19,19 +19,18 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Coroutine
 from struct import Struct
 from typing import Any, Protocol
 
 from distribcache.clock import now_ns
 from distribcache.errors import ClientError, DistribCacheError, ProtocolError, UpstreamError, internal_error
-from distribcache.proxy import extended, forward, simple
-from distribcache.proxy.effects import UNKNOWN
+from distribcache.proxy import extended, large, simple
 from distribcache.proxy.group import parse_message
 from distribcache.proxy.hit import serve
-from distribcache.proxy.node import Database, Node, Outcome
+from distribcache.proxy.node import Database, Node
 from distribcache.proxy.questions import Questions
-from distribcache.proxy.replies import Op
 from distribcache.proxy.standing import Standing
 from distribcache.wire.messages import Front, error_response
 
@@ -41,8 +40,8 @@ _length = Struct("!I").unpack_from
 _HOLD = 65536
 """Bytes of one unit that are held back for a decision; a longer one is forwarded as it comes."""
 _INBOX = 1 << 20
-"""Client bytes that may wait before the client's socket is no longer read. A Query or a Bind may be as long and is still
-held: what a bulk INSERT does should be known."""
+"""Client bytes that may wait before the client's socket is no longer read. A Query or a Bind may be as long and
+still be held: what a bulk INSERT does should be known."""
 _LONG_BIND = 4096
 _EXTENDED = frozenset(b"PBDECSH")
 _COPY = frozenset(b"dcf")
@@ -65,6 +64,9 @@ class Wires(Protocol):
     def finish(self) -> None:
         """The client said goodbye: close both sides in peace."""
 
+    def last_replies(self) -> None:
+        """The client sends no more: let the server answer what it has, and end."""
+
 
 class Session(Standing):
     """See the module."""
@@ -85,6 +87,7 @@ class Session(Standing):
         self._waiting: asyncio.Task[None] | None = None
         self._stream = 0
         self._held = False
+        self._sent_all = False
 
     # ---- bytes in ---------------------------------------------------------------------------------------------------
 
@@ -122,6 +125,23 @@ class Session(Standing):
             self.sent(awaiting=False)  # a server that copies, or skips after an error: the client will send a Sync
         if self._inbox and not self._blocked:
             self.pump()
+        elif self._sent_all:
+            self._end_if_done()
+
+    def sent_all(self) -> bool:
+        """The client has ended its direction; True while it is still owed something."""
+        self._sent_all = True
+        self._end_if_done()
+        return not self.closed
+
+    def _end_if_done(self) -> None:
+        """End when all that the client has sent is answered. A unit that is not whole never will be."""
+        if self._blocked or (self._inbox and (self.awaiting or self.hot.paused)) or self.closed:
+            return
+        if self.replies.pending:
+            self.wires.last_replies()
+        else:
+            self.wires.finish()
 
     def pump(self, *, looked: bool = False) -> None:
         """Decide as many units as can be decided now; ``looked``: the first is no hit."""
@@ -147,6 +167,8 @@ class Session(Standing):
         if hold != self._held:
             self._held = hold
             self.wires.hold_client(hold)
+        if self._sent_all:
+            self._end_if_done()
 
     def pause(self, paused: bool) -> None:
         """The client's socket is (no longer) full: hits stop after the reply at hand, and go on."""
@@ -260,43 +282,9 @@ class Session(Standing):
 
     def _large(self, data: bytes, end: int) -> int:
         """Forward a message that is too long to be held, or is opaque, and what follows of it as it comes."""
-        kind = data[0]
-        if self.discarding:
-            self._stream = 0
-            raise ClientError(
-                "a message of a failed group is too long", where="client", hint="send Sync after an error"
-            )
-        if self.txn.local:
-            self.questions.open_transaction()
-            return 0
-        self.failure = None  # the server says so by itself
-        before = self._before_large(data)
-        self.apply(UNKNOWN)
-        self.replies.expect(Op(kind))
-        if kind in (Front.QUERY, Front.FUNCTION_CALL):
-            self.sent(awaiting=True)
-        else:
-            self.sent(awaiting=False)
-        self.wires.to_upstream(before + data[:end])
-        self._stream = max(0, end - len(data))
-        self.outcome = Outcome("bypass", reason="too_large")
-        return min(end, len(data))
-
-    def _before_large(self, data: bytes) -> bytes:
-        """What upstream has to hear before a message that is only forwarded; what that may replace is forgotten."""
-        kind, kept = data[0], self.hot.kept
-        if kind == Front.QUERY:
-            self.forget_unnamed()
-        elif kind == Front.PARSE:
-            name = data[5 : data.find(0, 5)]
-            self.statements.pop(name, None)
-            self.hot.names.pop(name, None)
-            self.parsing[name] = None
-            self.hot.kept = kept if name else None
-        elif kind in (Front.BIND, Front.FUNCTION_CALL) and kept is not None:
-            self.hot.kept = None
-            return forward.resend(self, kept)
-        return b""
+        sent = large.forward(self, data[:end])
+        self._stream = end - len(data) if sent and end > len(data) else 0
+        return sent
 
     def _pass_stream(self, data: bytes) -> int:
         count = min(self._stream, len(data))
@@ -344,6 +332,14 @@ class Session(Standing):
         """Will the scope have to be asked for when the transaction that ends now has ended?"""
         lost = self.scope is None or self.opaque
         return lost and bool(self.backend_pid) and self.node.settings.cache.enabled and self.coherence.serving
+
+    def has_read(self) -> bool:
+        """Was a read answered from memory since the BEGIN that is deferred?"""
+        return self.txn.read or (self.txn.hits >= 0 and self.hot.hits != self.txn.hits)
+
+    def unit_matches(self, words: re.Pattern[bytes]) -> bool:
+        """Are these words in the client's bytes at hand, or in a statement that they may run?"""
+        return any(words.search(text) for text in (self._inbox, *(each.sql for each in self.statements.values())))
 
     def learn_scope(self) -> bool:
         """Ask for the session's scope if that is possible now; True when an answer is being waited for."""

@@ -144,7 +144,12 @@ class Standing:
     def refresh(self) -> None:
         """Recompute whether the hit path may serve this session at all."""
         hot = self.hot
-        status = b"T" if self.txn.local else self.replies.status
+        txn = self.txn
+        status = b"T" if txn.local else self.replies.status
+        if not txn.local:
+            txn.read, txn.hits = False, -1
+        elif txn.hits < 0:
+            txn.hits = hot.hits
         hot.ready = READY[status]
         hot.in_txn = status != b"I"
         scope = self.scope
@@ -196,9 +201,19 @@ class Standing:
         if effects.databases:
             self._databases += effects.databases
             self._leaving = None
-        self.forget_statements(effects.forgets)
+        if self.replies.status == b"E":  # a DEALLOCATE fails there, unless it comes behind the end
+            self.doubt_statements(effects.forgets)
+        else:
+            self.forget_statements(effects.forgets)
         for setting in effects.settings:
             self.touched[setting] = None
+
+    def doubt_statements(self, names: frozenset[bytes] | None) -> None:
+        """Prepared statements that may be gone: the server says so at their next use. None for all."""
+        for name in list(self.statements) if names is None else names:
+            if name in self.statements:
+                self.statements[name].proved = -1
+            self.hot.names.pop(name, None)
 
     def forget_statements(self, names: frozenset[bytes] | None) -> None:
         """Prepared statements that are gone; None for all."""

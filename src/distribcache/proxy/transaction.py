@@ -26,6 +26,10 @@ class Transaction:
     ddl: bool = False
     everywhere: bool = False
     poll: bool = False
+    read: bool = False
+    """A read was answered from memory since the BEGIN that is deferred."""
+    hits: int = -1
+    """How many hits the session had had when its BEGIN was deferred; -1 none is."""
     bypass: str = ""
     """Why a transaction begun upstream is not served; empty when it is."""
 
@@ -35,7 +39,8 @@ class Transaction:
 
     def ended(self) -> None:
         """Upstream says that no transaction is open."""
-        self.impure = self.ddl = self.everywhere = self.poll = False
+        self.impure = self.ddl = self.everywhere = self.poll = self.read = False
+        self.hits = -1
         self.bypass = ""
 
 
