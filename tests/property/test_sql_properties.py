@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from distribcache.sql.cacheability import REFUSALS, Kind, Parsed
 from distribcache.sql.fingerprint import template
 from distribcache.sql.parse import read
+from distribcache.sql.predicates import occurrences
 from distribcache.sql.timewords import dangerous_parameter, names_a_moment
 
 CORPUS = [sql for sql, _, _ in CASES]
@@ -22,12 +23,13 @@ WORDS = st.sampled_from(
 def _check(parsed: Parsed) -> None:
     assert bool(parsed.error) == (not parsed.statements)
     for statement in parsed.statements:
-        hash(statement.names)
+        hash((statement.names, statement.levels))
         assert statement.refusal is None or statement.refusal.code in REFUSALS
         if statement.refusal is None:
             assert statement.kind is Kind.READ
             assert statement.relations
             assert statement.is_pure_candidate
+            occurrences(statement.levels, lambda name: frozenset({"id", "a", "b"}))
 
 
 @given(st.binary(max_size=300))
