@@ -12,7 +12,10 @@ from fix_proxy import InnerProxy, MakeInnerProxy, MakeProxy
 from rawclient import RawClient
 from wait import until
 
+from distribcache.coherence.decoding import LEAVE_LOCK, LEAVE_PREFIX
+from distribcache.coherence.ledger import W
 from distribcache.coherence.live import DatabaseCoherence
+from distribcache.coherence.lsn import parse_lsn
 from distribcache.wire.messages import SYNC, bind, execute, parse, query
 
 
@@ -78,6 +81,26 @@ def test_a_running_cache_lets_go_of_a_database_when_asked(database: Database, ma
         connection.execute(f'DROP DATABASE "{database.name}"')  # fails while anything of ours is connected
         connection.execute(f'CREATE DATABASE "{database.name}"')
     until(lambda: proxy.status()["databases"][0]["reason"] == "asked_to_leave", "it never said why it left")
+
+
+@pytest.mark.parametrize("who", ["a_nobody", "postgres"])
+def test_only_who_may_can_make_a_cache_leave(proxy: InnerProxy, database: Database, who: str) -> None:
+    """Anybody can write a message into the log, and take a lock."""
+    database.execute("DO $$ BEGIN CREATE ROLE a_nobody LOGIN; EXCEPTION WHEN duplicate_object THEN NULL; END $$")
+    followed = next(each for each in proxy.proxy.databases if isinstance(each, DatabaseCoherence))
+    with database.connect(who) as connection:
+        connection.execute("SELECT pg_advisory_lock_shared(%s::int, %s::int)", LEAVE_LOCK)
+        for _ in range(3):
+            connection.execute("SELECT pg_logical_emit_message(true, %s, '')", [LEAVE_PREFIX.decode()])
+        if who == "postgres":
+            until(lambda: followed.reason == "asked_to_leave", "it does not leave")
+            return
+        row = connection.execute("SELECT pg_current_wal_insert_lsn()").fetchone()
+        assert row is not None
+        until(lambda: followed.words[W] >= parse_lsn(row[0].encode()), "the stream is late")
+        until(lambda: followed._following is not None and followed._following._leaving is None, "it still asks")
+        assert proxy.settled() or followed.reason != "asked_to_leave"
+        until(proxy.settled, "it does not go on")
 
 
 _ROWS = b", ".join([b"(1)"] * 50_000)

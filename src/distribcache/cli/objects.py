@@ -22,6 +22,7 @@ from psycopg import sql
 
 from distribcache.cli.link import Connection
 from distribcache.clock import now_ns
+from distribcache.coherence.decoding import LEAVE_LOCK
 from distribcache.errors import ConfigError
 
 __all__ = ["INSTALLED", "LEAVE_PREFIX", "SLOT_PATTERN", "Deed", "install", "release", "remove"]
@@ -32,7 +33,8 @@ MARK = "made by distribcache setup; distribcache teardown removes it"
 TRIGGERS = {"distribcache_ddl": "ddl_command_end", "distribcache_drop": "sql_drop"}
 # Slots of the cache, and nobody else's: the underscore is no wildcard here.
 SLOT_PATTERN = r"distribcache\_%"
-# A cache that reads this message in its stream leaves the database for half a minute.
+# A cache that reads this message in its stream leaves the database for half a minute, if somebody holds the lock
+# (``LEAVE_LOCK``) who may ask for that: a superuser, a replication role, the database's owner, the cache's own role.
 LEAVE_PREFIX = "distribcache.leave"
 _LEAVE_SECONDS = 1.0
 _RELEASE_SECONDS = 10.0
@@ -166,6 +168,7 @@ def release(connection: Connection) -> list[Deed]:
     pids = _sessions(connection)
     if pids:
         with contextlib.suppress(psycopg.Error):
+            connection.execute("SELECT pg_try_advisory_lock_shared(%s::int, %s::int)", LEAVE_LOCK)
             connection.execute("SELECT pg_logical_emit_message(true, %s, '')", [LEAVE_PREFIX])
         if not _gone(connection, pids, _LEAVE_SECONDS):
             for pid in pids:

@@ -25,7 +25,7 @@ from typing import Final
 from distribcache.coherence.tuples import read_change, strange
 from distribcache.coherence.watching import Plan
 
-__all__ = ["BULK", "DDL_PREFIX", "FLUSH_PREFIX", "LEAVE_PREFIX", "Commit", "Decoder", "names_of"]
+__all__ = ["BULK", "DDL_PREFIX", "FLUSH_PREFIX", "LEAVE_LOCK", "LEAVE_PREFIX", "Commit", "Decoder", "names_of"]
 
 BULK: Final = 1000
 """Rows of one relation in one transaction that are looked at one by one."""
@@ -34,6 +34,9 @@ _MOST_SLOTS: Final = 1 << 16
 FLUSH_PREFIX = b"distribcache.flush"
 DDL_PREFIX = b"distribcache.ddl"
 LEAVE_PREFIX = b"distribcache.leave"
+LEAVE_LOCK = (1684229221, 1)
+"""The advisory lock that whoever asks a cache to leave holds while it does: everybody may write a message into the log,
+but the server tells whose lock it is."""
 
 _LONGEST_NAME = 6 + 2 * (2 * 63 + 2) + 1 + 2  # "table ", two quoted names of doubled quotes, the dot, ": "
 _ROW_BYTE = ord("t")

@@ -23,7 +23,7 @@ import psycopg
 
 from distribcache.clock import now_ns
 from distribcache.coherence.coverage import Coverage
-from distribcache.coherence.decoding import Commit
+from distribcache.coherence.decoding import LEAVE_LOCK, Commit
 from distribcache.coherence.link import Link
 from distribcache.coherence.options import Options
 from distribcache.coherence.probe import Answer, Probe
@@ -44,6 +44,14 @@ _POLL_GAP_NS = 100 * _MS
 _PROBE_LOST_NS = 20_000 * _MS
 _STREAM_LOST_NS = 30_000 * _MS
 _KEPT = 16  # times max_wal_lag: what other people's open transactions may make our slot hold back
+_WHO_ASKS = (
+    "SELECT EXISTS (SELECT FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid "
+    "JOIN pg_roles r ON r.oid = a.usesysid JOIN pg_database d ON d.datname = current_database() "
+    "WHERE l.locktype = 'advisory' AND l.granted AND l.database = d.oid "
+    "AND l.classid::int8 = %s AND l.objid::int8 = %s AND l.objsubid = 2 "
+    "AND (r.rolsuper OR r.rolreplication OR r.rolname = current_user OR pg_has_role(r.oid, d.datdba, 'MEMBER')))"
+)
+"""Superusers, replication roles, the owner of the database, and the cache's own role."""
 
 
 class Following:
@@ -72,6 +80,7 @@ class Following:
         self.up = False
         self._loop = asyncio.get_running_loop()
         self._catalogue: asyncio.Task[None] | None = None
+        self._leaving: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._soon: asyncio.TimerHandle | None = None
         self._soon_due = 0  # kept beside the handle: below half a millisecond uvloop returns one that does not know
@@ -165,10 +174,20 @@ class Following:
     # -- the stream and the probe
 
     def _on_commit(self, commit: Commit) -> None:
-        if commit.leave:
-            self.lose(NotServing("asked_to_leave"))
-        else:
-            self.coverage.commit(commit)
+        self.coverage.commit(commit)
+        if commit.leave and self._leaving is None:
+            self._leaving = asyncio.create_task(self._consider_leaving(), name="leave")
+
+    async def _consider_leaving(self) -> None:
+        """Leave, if somebody asks who may: any user can write the message, and would else keep the cache away."""
+        try:
+            rows = await self.link.catalogue.ask(_WHO_ASKS, LEAVE_LOCK)
+            if self.up and rows[0][0]:
+                self.lose(NotServing("asked_to_leave"))
+        except UpstreamError:
+            pass  # the link is ending
+        finally:
+            self._leaving = None
 
     def _on_slice(self) -> None:
         coverage = self.coverage
