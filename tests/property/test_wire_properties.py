@@ -11,7 +11,7 @@ from wire_cases import CASES, READABLE, Case
 
 from distribcache.errors import ProtocolError
 from distribcache.wire import messages as m
-from distribcache.wire.buffer import Flow, Inbox
+from distribcache.wire.buffer import Inbox
 from distribcache.wire.startup import NEED_DATA, Startup, cancel_request, read_startup, startup_message
 
 names = st.binary(max_size=70).map(lambda raw: raw.replace(b"\0", b"_"))
@@ -52,18 +52,12 @@ def test_any_cuts_give_the_same_messages(cases: list[Case], data: st.DataObject)
     wire = b"".join(case.wire for case in cases)
     cuts = sorted(data.draw(st.lists(st.integers(0, len(wire)), max_size=20)))
     box = Inbox(10_000)
-    flow = Flow(10_000, hold=data.draw(st.integers(5, 40)), runs=frozenset({m.Back.DATA_ROW, m.Back.COPY_DATA}))
-    whole, pieces, ended = [], b"", 0
+    whole = []
     for start, end in zip([0, *cuts], [*cuts, len(wire)], strict=True):
         box.feed(wire[start:end])
         whole += list(box)
-        flow.feed(wire[start:end])
-        for _, piece, count in flow:
-            pieces += piece
-            ended += count
     assert whole == [case.wire for case in cases]
-    assert (pieces, ended) == (wire, len(cases))
-    assert box.pending == flow.pending == 0
+    assert box.pending == 0
 
 
 @given(st.binary(max_size=300))
@@ -75,11 +69,10 @@ def test_garbage_is_only_ever_a_protocol_error(garbage: bytes) -> None:
         read_startup(garbage)
     with contextlib.suppress(ProtocolError):
         m.split_bind(garbage)
-    for box in (Inbox(200), Flow(200, hold=20, runs=frozenset({m.Back.DATA_ROW}))):
-        box.feed(garbage)
-        with contextlib.suppress(ProtocolError):
-            for _ in box:
-                pass
+    box = Inbox(200)
+    box.feed(garbage)
+    with contextlib.suppress(ProtocolError):
+        list(box)
 
 
 @given(st.sampled_from(READABLE), st.data())

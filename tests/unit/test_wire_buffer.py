@@ -1,4 +1,4 @@
-"""Framing: whole, byte by byte, with trailing bytes, every prefix, every length; pieces that add up."""
+"""Framing: whole, byte by byte, with trailing bytes, every prefix, every length."""
 
 from __future__ import annotations
 
@@ -9,14 +9,10 @@ import pytest
 from wire_cases import CASES, Case
 
 from distribcache.errors import ProtocolError
-from distribcache.wire.buffer import MAX_MESSAGE, Flow, Inbox
-from distribcache.wire.messages import Back, copy_data, data_row, query
+from distribcache.wire.buffer import MAX_MESSAGE, Inbox
+from distribcache.wire.messages import copy_data, query
 
 LIMIT = 1000
-
-
-def flow(hold: int = 64) -> Flow:
-    return Flow(LIMIT, hold=hold, runs=frozenset({Back.DATA_ROW}))
 
 
 @pytest.mark.parametrize("case", CASES, ids=repr)
@@ -49,26 +45,22 @@ def test_cut_at_every_length(case: Case) -> None:
         assert box.pending == 0
 
 
-@pytest.mark.parametrize("make", [lambda: Inbox(LIMIT), flow])
 @pytest.mark.parametrize("length", [0, 3, LIMIT + 1, 2**31 - 1, -1, -(2**31)])
-def test_bad_lengths_are_refused_before_the_body(make: object, length: int) -> None:
-    box = make()  # type: ignore[operator]
+def test_bad_lengths_are_refused_before_the_body(length: int) -> None:
+    box = Inbox(LIMIT)
     box.feed(query(b"good") + b"Q" + struct.pack(">i", length))
-    first = next(box)
-    assert query(b"good") in (first, first[1])
+    assert next(box) == query(b"good")
     for _ in range(2):  # dead from then on, whatever comes
         with pytest.raises(ProtocolError):
             next(box)
         box.feed(query(b"good"))
 
 
-@pytest.mark.parametrize("make", [lambda: Inbox(LIMIT), flow])
-def test_lengths_at_the_limits_pass(make: object) -> None:
-    box = make()  # type: ignore[operator]
+def test_lengths_at_the_limits_pass() -> None:
+    box = Inbox(LIMIT)
     small, large = b"S\0\0\0\4", copy_data(b"x" * (LIMIT - 4))
     box.feed(small + large)
-    came = [item if isinstance(item, bytes) else item[1] for item in box]
-    assert came == [small, large]
+    assert list(box) == [small, large]
 
 
 def test_the_limit_is_never_above_the_protocols_own() -> None:
@@ -109,44 +101,6 @@ def test_single_bytes_cost_no_memory_of_their_own() -> None:
     assert used < 2 * size
     box.feed(wire[-1:])
     assert list(box) == [wire]
-
-
-def test_a_run_of_rows_is_one_piece() -> None:
-    box = flow()
-    rows = [data_row([b"%d" % i]) for i in range(5)]
-    box.feed(b"".join(rows) + b"Z\0\0\0\5I" + rows[0] + rows[1][:4])
-    assert list(box) == [(Back.DATA_ROW, b"".join(rows), 5), (ord("Z"), b"Z\0\0\0\5I", 1), (Back.DATA_ROW, rows[0], 1)]
-    assert box.pending == 4
-
-
-def test_only_the_given_types_are_joined() -> None:
-    box = flow()
-    box.feed(query(b"a") + query(b"a"))
-    assert list(box) == [(ord("Q"), query(b"a"), 1)] * 2
-
-
-def test_a_long_message_comes_in_pieces() -> None:
-    box = flow(hold=20)
-    long = data_row([b"x" * 500])
-    box.feed(data_row([b"a"]) + long[:100])
-    assert list(box) == [(Back.DATA_ROW, data_row([b"a"]), 1), (Back.DATA_ROW, long[:100], 0)]
-    assert box.mid_message
-    assert box.pending == 0
-    box.feed(long[100:200])
-    assert list(box) == [(Back.DATA_ROW, long[100:200], 0)]
-    box.feed(long[200:] + b"Z\0\0\0\5I")
-    assert list(box) == [(Back.DATA_ROW, long[200:], 1), (ord("Z"), b"Z\0\0\0\5I", 1)]
-    assert not box.mid_message
-
-
-def test_a_message_up_to_hold_is_never_cut() -> None:
-    row = data_row([b"x" * 40])
-    box = flow(hold=len(row))
-    for byte in row[:-1]:
-        box.feed(bytes((byte,)))
-        assert list(box) == []
-    box.feed(row[-1:])
-    assert list(box) == [(Back.DATA_ROW, row, 1)]
 
 
 def test_rest_after_a_change_of_protocol() -> None:

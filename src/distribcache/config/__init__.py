@@ -9,7 +9,6 @@ from distribcache.config.sections import (
     Cache,
     Freshness,
     HotTier,
-    Limits,
     Listen,
     Settings,
     Ttl,
@@ -18,5 +17,5 @@ from distribcache.config.sections import (
 )
 
 __all__ = [
-    "Admin", "Auth", "Cache", "Freshness", "HotTier", "Limits", "Listen", "Settings", "Ttl", "Upstream", "load", "mask",
+    "Admin", "Auth", "Cache", "Freshness", "HotTier", "Listen", "Settings", "Ttl", "Upstream", "load", "mask",
 ]

@@ -24,7 +24,7 @@ from distribcache.errors import ConfigError
 from distribcache.query import Consistency, WorkloadType
 
 __all__ = [
-    "Admin", "Auth", "Cache", "Freshness", "HotTier", "Limits", "Listen", "Settings", "Ttl", "Upstream", "fields",
+    "Admin", "Auth", "Cache", "Freshness", "HotTier", "Listen", "Settings", "Ttl", "Upstream", "fields",
     "mask", "value_text",
 ]
 
@@ -227,20 +227,6 @@ class Auth(_Section):
     )
 
 
-class Limits(_Section):
-    """Memory that one connection may take."""
-
-    max_message: Annotated[Size, _at_least(1 << 16, "64kB")] = _setting(
-        "1GB", "A longer protocol message ends the connection, as PostgreSQL does."
-    )
-    max_group: Annotated[Size, _at_least(1 << 10, "1kB")] = _setting(
-        "64kB", "Extended-protocol messages held back until Sync; a longer group is forwarded as it comes."
-    )
-    write_buffer: Annotated[Size, _at_least(1 << 12, "4kB")] = _setting(
-        "256kB", "Unsent bytes after which the cache stops reading from the other side."
-    )
-
-
 class Settings(_Section):
     """Everything that can be set, by section. Made by ``load``; frozen."""
 
@@ -252,7 +238,6 @@ class Settings(_Section):
     ttl: Ttl = Field(default_factory=Ttl)
     freshness: Freshness = Field(default_factory=Freshness)
     auth: Auth = Field(default_factory=Auth)
-    limits: Limits = Field(default_factory=Limits)
 
     _sources: dict[str, str] = PrivateAttr(default_factory=dict)
 

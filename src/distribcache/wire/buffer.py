@@ -1,17 +1,13 @@
 """From the bytes of a socket to messages: framing, and nothing else.
 
 After start-up every message of the protocol is a type byte, a big-endian int32 length that counts itself but not the
-type byte, and the body. Two readers share that rule:
-
-* ``Inbox`` hands out whole messages, for what has to be understood before it goes on.
-* ``Flow`` hands out pieces, for what is only relayed: a row of 1 GB passes through without being gathered, and a run of
-  small rows comes out as one slice instead of a thousand.
+type byte, and the body. ``Inbox`` hands out whole messages, for what has to be understood before it goes on.
 
 Rules:
 1. A length is checked as soon as its four bytes are there, before a byte of the body is kept. Below 4 or above the
    limit is a ``ProtocolError``; so memory is bounded by the limit plus one read of the socket.
 2. After an error the reader is dead: every later call raises again. Bytes after a bad length are never reinterpreted.
-3. Neither reader knows who is client and who is server, nor what a type byte means.
+3. The reader does not know who is client and who is server, nor what a type byte means.
 """
 
 from __future__ import annotations
@@ -21,7 +17,7 @@ from collections.abc import Iterator
 
 from distribcache.errors import ProtocolError
 
-__all__ = ["HEADER", "MAX_MESSAGE", "Flow", "Inbox"]
+__all__ = ["HEADER", "MAX_MESSAGE", "Inbox"]
 
 HEADER = 5
 """Bytes before the body: type and length."""
@@ -44,8 +40,12 @@ def _checked(length: int, limit: int) -> int:
     return length
 
 
-class _Framed:
-    """The bytes that have come and are not consumed yet."""
+class Inbox:
+    """Whole messages: ``feed`` bytes, then iterate. Each item is one message with its header, as ``bytes``.
+
+    Iterating ends when the next message is incomplete and may be taken up again after the next ``feed``.
+    Raises ``ProtocolError`` for a length below 4 or over ``limit``.
+    """
 
     __slots__ = ("_at", "_dead", "_kept", "limit")
 
@@ -94,16 +94,6 @@ class _Framed:
         self._kept, self._at = b"", 0
         return error
 
-
-class Inbox(_Framed):
-    """Whole messages: ``feed`` bytes, then iterate. Each item is one message with its header, as ``bytes``.
-
-    Iterating ends when the next message is incomplete and may be taken up again after the next ``feed``.
-    Raises ``ProtocolError`` for a length below 4 or over ``limit``.
-    """
-
-    __slots__ = ()
-
     def __iter__(self) -> Iterator[bytes]:
         return self
 
@@ -124,76 +114,3 @@ class Inbox(_Framed):
         message = self._slice(at, end)
         self._at = end
         return message
-
-
-class Flow(_Framed):
-    """Pieces for relaying: ``feed`` bytes, then iterate over ``(type, data, ended)``.
-
-    * ``ended == 1``: ``data`` ends one message. It is the whole message (with its header) unless pieces of it came
-      before.
-    * ``ended > 1``: a run of whole messages of one type that is in ``runs``.
-    * ``ended == 0``: a piece of a message longer than ``hold`` bytes that goes on in the next item of the same type.
-
-    Messages up to ``hold`` bytes (header included) always come whole. Relaying every ``data`` in order relays exactly
-    what came. Raises ``ProtocolError`` as ``Inbox`` does.
-    """
-
-    __slots__ = ("_left", "_type", "hold", "runs")
-
-    def __init__(self, limit: int = MAX_MESSAGE, *, hold: int, runs: frozenset[int] = frozenset()) -> None:
-        super().__init__(limit)
-        self.hold = hold
-        self.runs = runs
-        self._left = 0  # bytes of the message in pieces that have not come yet
-        self._type = 0
-
-    @property
-    def mid_message(self) -> bool:
-        """True when pieces of a message have been handed out and its end has not."""
-        return self._left > 0
-
-    def __iter__(self) -> Iterator[tuple[int, bytes, int]]:
-        return self
-
-    def __next__(self) -> tuple[int, bytes, int]:
-        if self._dead is not None:
-            raise self._dead
-        kept = self._kept
-        at = self._at
-        total = len(kept)
-        if self._left:
-            return self._go_on(at, total)
-        end, ended, first = at, 0, 0
-        while total - end >= HEADER:
-            kind = kept[end]
-            if ended and (kind != first or kind not in self.runs):
-                break
-            (length,) = _length_at(kept, end + 1)
-            if not 4 <= length <= self.limit:
-                if ended:
-                    break  # what came before the bad length is good and goes out first
-                try:
-                    _checked(length, self.limit)
-                except ProtocolError as error:
-                    raise self._fail(error) from None
-            whole = 1 + length
-            if total - end < whole:
-                if not ended and whole > self.hold:
-                    self._type, self._left = kind, whole
-                    return self._go_on(at, total)
-                break
-            first = kind
-            end += whole
-            ended += 1
-        if not ended:
-            raise StopIteration
-        self._at = end
-        return first, self._slice(at, end), ended
-
-    def _go_on(self, at: int, total: int) -> tuple[int, bytes, int]:
-        if at == total:
-            raise StopIteration
-        end = min(total, at + self._left)
-        self._left -= end - at
-        self._at = end
-        return self._type, self._slice(at, end), 0 if self._left else 1
