@@ -54,6 +54,7 @@ HOLD = [
     ("SELECT * FROM t WHERE id = 5 AND a = $1", ["t: id=5, a=$1"]),
     ("SELECT * FROM t WHERE id = -5 AND a = $1", ["t: id=-5, a=$1"]),
     ("SELECT * FROM t WHERE id = 99999999999", ["t: id=#0"]),
+    ("SELECT * FROM t WHERE id = 1234567890123456789 AND a = $1", ["t: id=1234567890123456789, a=$1"]),
     ("SELECT * FROM t WHERE a = 'x y'", ["t: a='x y'"]),
     ("SELECT * FROM t WHERE a = ''", ["t: a='#0'"]),
     ("SELECT * FROM t WHERE a = 'x''y' AND id = $1", ["t: a='x'y', id=$1"]),
@@ -161,6 +162,10 @@ NOTHING = [
     "SELECT * FROM t WHERE a = $1::char",
     "SELECT * FROM t WHERE id = $1::myschema.int4",
     "SELECT * FROM t WHERE a = B'1'",
+    "SELECT * FROM t WHERE id = 9999999999999999999 AND a <> $1",
+    "SELECT * FROM t WHERE id = 1.0 AND a <> $1",
+    "SELECT * FROM t WHERE id = 0x1F AND a <> $1",
+    "SELECT * FROM t WHERE id = - 1.5 AND a <> $1",
     "SELECT a, count(*) FROM t GROUP BY a HAVING a = $1",
     "SELECT count(*) FILTER (WHERE id = $1) FROM t",
     "SELECT id = $1 FROM t",
@@ -254,6 +259,9 @@ def test_a_pin_through_other_columns_names_them_all() -> None:
         ("SELECT a FROM t WHERE id = $1 AND nope = $1", {1}),
         ("SELECT a FROM t WHERE id IN ($1, $2, a)", {1, 2}),
         ("SELECT a FROM t WHERE id IN ($1, $2)", set()),
+        # A declared type of $1, or a long number, is the type of $2 everywhere.
+        ("SELECT a FROM t WHERE id IN ($1, $2) AND b = $2", {2}),
+        ("SELECT a FROM t WHERE id IN (99999999999999999999, $2) AND b = $2", {2}),
         ("SELECT a FROM t, unknown q WHERE t.id = $1 AND q.id = $1", {1}),
         # The same words mean another column in the outer query.
         ("SELECT a FROM t WHERE id = $1 AND EXISTS (SELECT FROM w WHERE id = $1)", {1}),

@@ -156,7 +156,8 @@ class _Constants:
         if _INTEGER.match(self._text, location) is None:
             return None
         number = str(node["ival"].get("ival", 0)) if "ival" in node else str(node["fval"]["fval"])
-        return Value(const=number, cast=cast)
+        # A longer number is numeric, and then so may be the parameters that it is listed with.
+        return Value(const=number, cast=cast) if len(number) <= 20 and -(2**63) <= int(number) < 2**63 else None
 
 
 class _Reading:

@@ -80,7 +80,7 @@ def occurrences(levels: Levels | None, columns_of: ColumnsOf) -> Pinned | None:
     if levels is None or not levels.levels:
         return None
     found: list[Occurrence] = []
-    elsewhere = set(levels.elsewhere)
+    elsewhere = levels.elsewhere | _listed(levels)
     for level in levels.levels:
         used: set[tuple[int, int]] = set()
         reading = _Reading(level, columns_of)
@@ -90,8 +90,22 @@ def occurrences(levels: Levels | None, columns_of: ColumnsOf) -> Pinned | None:
         for number, each in enumerate(level.filters):
             for place, condition in enumerate(each.conditions):
                 if (number, place) not in used:
-                    elsewhere.update(value.param for value in condition.values if value.param)
-    return Pinned(tuple(found), frozenset(elsewhere))
+                    elsewhere = elsewhere.union(value.param for value in condition.values if value.param)
+    return Pinned(tuple(found), elsewhere)
+
+
+def _listed(levels: Levels) -> frozenset[int]:
+    """Parameters of a list that stand in another condition too: the others of the list may give them their type."""
+    all_: list[int] = []
+    listed: list[int] = []
+    for level in levels.levels:
+        for each in level.filters:
+            for condition in each.conditions:
+                params = [value.param for value in condition.values if value.param]
+                all_ += params
+                if len(condition.values) > 1:
+                    listed += params
+    return frozenset(param for param in listed if all_.count(param) > 1)
 
 
 class _Reading:
