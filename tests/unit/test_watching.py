@@ -10,6 +10,8 @@ from distribcache.coherence.coverage import Coverage
 from distribcache.coherence.decoding import BULK, Commit, Decoder
 from distribcache.coherence.freshness import Freshness
 from distribcache.coherence.ledger import NEVER, SCHEMA, Ledger, W
+from distribcache.coherence.passing import PassThrough
+from distribcache.coherence.ttl import TtlOnly
 from distribcache.coherence.visibility import Snapshot
 from distribcache.coherence.watching import Plan, Watching
 
@@ -289,3 +291,11 @@ def test_a_new_epoch_keeps_sets_and_satisfies_no_entry_until_the_catalogue_was_r
     play.at = 900
     play.change(ONE)
     assert not play.lives(one, 900)
+
+
+def test_where_no_stream_is_read_rows_and_wildcards_never_move() -> None:
+    for coherence in (TtlOnly("host=nowhere", "db"), PassThrough("db", "too_many_databases")):
+        wildcard, row = coherence.watch(T, ("id",)), coherence.row_slot(T, ("id",), (b"1",))
+        assert wildcard and row
+        coherence.catalogue_alarm("ddl")
+        assert (coherence.words[wildcard], coherence.words[row]) == (0, 0)

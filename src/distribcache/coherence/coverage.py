@@ -8,9 +8,11 @@ order.
 Where the rules leave room, this is the choice:
 
 * *During a pending catalogue alarm* there are neither hits (``serving`` is false and ``fresh_at`` is 0) nor fills.
-* *A changed catalogue* bumps the schema slot **and** every relation to norm(T). So an entry needs F ≥ norm(T) as well
-  as A ≥ norm(T): commits that were attributed by an outdated name map can not matter to anything that is still valid,
-  not even when names were swapped several times.
+* *A changed catalogue* bumps the schema slot, every relation **and** every wildcard to norm(T), or to what was received
+  by then if that is more. So an entry needs F as well as A to be that high: commits that were attributed by an outdated
+  name map can not matter to anything that is still valid, not even when names were swapped several times.
+* *Row slots* need neither: whoever has one has its wildcard too. What the rows of a transaction touch is decided while
+  they are decoded, and looked at again at its commit (``watching``, rule 5).
 * *A relation that the last re-read did not know* (``slot_of`` of a new oid) gets a slot that no entry satisfies until
   a re-read shows it: otherwise a table created and dropped between two equal fingerprints could leave an entry
   behind.
