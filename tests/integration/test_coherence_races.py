@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from fix_postgres import Database, MakePostgres, create_database, drop_database
 from followed import connect, eventually, following
+from rowtags import settled
 
 from distribcache.cli.postgres import Postgres
 from distribcache.clock import now_ns
@@ -95,6 +96,7 @@ async def large_then_small(database: Database, pings: bool) -> list[bool]:
     )
     moments: list[bool] = []
     async with following(database.server.conninfo(), database.name, max_wal_lag=4 << 30) as followed:
+        await settled(followed)
         held = await followed.filled("SELECT v FROM t", "t")
         writer = await connect(database.conninfo())
         await writer.execute("INSERT INTO big SELECT generate_series(1, 500000)")
