@@ -14,7 +14,7 @@ from fix_proxy import InnerProxy, MakeInnerProxy, last
 from rawclient import RawClient
 from wait import until
 
-from distribcache.proxy import extended, forward, session, simple
+from distribcache.proxy import extended, forward, session, simple, standing
 from distribcache.proxy.effects import NEUTRAL
 from distribcache.proxy.group import Message, Run, cut, parse_message
 from distribcache.proxy.replies import Op
@@ -63,7 +63,7 @@ def test_trap_11_lock_then_read_must_read(
         connection.execute(f"SET distribcache.consistency = {consistency}")
         warm(connection)
         if muted:
-            monkeypatch.setattr(simple, "effects", neutral)
+            monkeypatch.setattr(standing, "effects", neutral)
         proxy.hold_stream(monkeypatch)
         stock.execute("UPDATE stock SET value = 2")
         connection.execute("BEGIN")
@@ -81,7 +81,7 @@ def test_trap_11_session_lock_then_read_must_read(
     with proxy.connect(cursor_factory=psycopg.ClientCursor) as connection:
         warm(connection)
         if muted:
-            monkeypatch.setattr(simple, "effects", neutral)
+            monkeypatch.setattr(standing, "effects", neutral)
         proxy.hold_stream(monkeypatch)
         stock.execute("UPDATE stock SET value = 2")
         connection.execute("SELECT pg_advisory_lock(42)")
