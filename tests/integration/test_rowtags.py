@@ -175,3 +175,33 @@ async def test_a_relation_that_no_look_has_shown_serves_no_row(database: Databas
     async with following(database.server.conninfo(), database.name) as followed:
         wildcard = followed.coherence.watch(4_000_000_000, ("id",))
         assert followed.coherence.words[wildcard] == NEVER
+
+
+# -- trap 8: the key is dropped in the transaction that changes it, so its old value is not shown
+
+DROPPED = (
+    "ALTER TABLE t DROP CONSTRAINT t_pkey; UPDATE t SET id = 9 WHERE id = 1",
+    "SELECT pg_logical_emit_message(true, 'distribcache.ddl', 'ALTER TABLE')",
+)
+
+
+@pytest.mark.parametrize("told", [True, False])
+async def test_a_key_that_is_dropped_and_changed_in_one_transaction(database: Database, told: bool) -> None:
+    """Where the event trigger tells of it no read is stale; else the poll of the catalogue ends the entry."""
+    await asyncio.to_thread(database.execute, *(text.replace("#", "t") for text in KEYED))
+    async with following(database.server.conninfo(), database.name) as followed:
+        await settled(followed)
+        held = (await hold(followed, [Pin.of("t", id=1)]))[0]
+        await asyncio.to_thread(database.execute, "; ".join(DROPPED if told else DROPPED[:1]))
+        if told:
+            assert not await followed.strictly(held)
+
+        def outdated() -> bool:
+            followed.coherence.note_traffic()
+            return not followed.valid(held)
+
+        await eventually(outdated, followed.coherence.report)
+        await settled(followed)
+        again = await hold(followed, [Pin.of("t", id=9), Pin.of("t", id=77)])
+        await asyncio.to_thread(database.execute, "UPDATE t SET id = 10 WHERE id = 9")
+        assert [await followed.strictly(entry) for entry in again] == [False, False]
