@@ -9,7 +9,7 @@ ARGS ?=
 WORKERS ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint check docs suites bench soak clean
+.PHONY: help demo test lint check docs suites compiled bench soak clean
 
 help:  ## Show the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -32,6 +32,9 @@ docs: $(VENV)/.stamp-dev  ## Write the generated pages of the reference
 
 suites: $(VENV)/.stamp-dev  ## The test suites of PostgreSQL, its drivers and Django, four passes each
 	@$(BIN)/python tests/suites/run.py $(ARGS)
+
+compiled: $(VENV)/.stamp-dev  ## The hot path compiled with mypyc, and its tests run against that
+	@$(BIN)/python -m pytest -m compiled $(ARGS)
 
 bench: $(VENV)/.stamp-dev  ## pgbench against direct, distribcache, PgBouncer and pgpool-II, as ratios
 	@$(BIN)/python benchmarks/run.py $(ARGS)

@@ -48,6 +48,8 @@ WRITE_SCRIPT = (
     f"\\set aid random({CHECKED + 1}, {ROWS})\n"
     "UPDATE pgbench_accounts SET abalance = abalance + 1 WHERE aid = :aid;\n"
 )
+LONG_LIVED = {"DISTRIBCACHE_TTL_OLTP": "1h"}
+"""Between two of its rounds a target rests for longer than the usual 60 s: nothing but writes should end an answer."""
 TABLE_LEVEL = Path(__file__).with_name("table_level.py")
 
 
@@ -110,6 +112,17 @@ def _pgbench(server: Postgres, port: int, arguments: Sequence[str]) -> str:
     if "tps = " not in done.stdout and done.returncode != 0:
         raise RuntimeError(" | ".join((done.stderr or done.stdout).strip().splitlines()[-3:]))
     return done.stdout
+
+
+def _followed(proxy: servers.Program) -> None:
+    """Wait until the proxy has caught up with the loading of the table: before that, nothing is kept."""
+    with psycopg.connect(proxy.conninfo(), autocommit=True) as connection:
+        while True:
+            connection.execute("SELECT count(*) FROM pgbench_branches")
+            facts = dict(connection.execute("SHOW distribcache.freshness").fetchall())
+            if facts["serving"] == "True" and facts["lag_bytes"] == "0":
+                return
+            time.sleep(0.2)
 
 
 def _warm(port: int) -> None:
@@ -175,6 +188,8 @@ def _measure(
     for name, target in targets.items():
         if name != "direct":
             print(f"warming {name} …", flush=True)
+            if target.proxy is not None:
+                _followed(target.proxy)
             _warm(target.port)
     for name, target in targets.items():  # how fast it reads decides how fast must be written
         for _ in range(2):
@@ -229,7 +244,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             for name, command in (("distribcache", ()), ("table level", (sys.executable, TABLE_LEVEL, "serve"))):
                 proxy = stack.enter_context(
-                    servers.distribcache(server.url(), work, command=command, name=name.replace(" ", "-"))
+                    servers.distribcache(
+                        server.url(), work, command=command, name=name.replace(" ", "-"), env=LONG_LIVED
+                    )
                 )
                 targets[name] = Target(proxy.port, proxy)
         except RuntimeError as error:

@@ -17,7 +17,7 @@ COMPILER = shutil.which(os.environ.get("CC", "cc"))
 HEADERS = Path(sysconfig.get_paths()["include"], "Python.h")
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.compiled,
     pytest.mark.timeout(600),
     pytest.mark.skipif(COMPILER is None or not HEADERS.exists(), reason="no C compiler, or no headers of Python"),
     pytest.mark.skipif(

@@ -16,7 +16,7 @@ from distribcache.query import WorkloadType
 PUBLIC = ("pg_catalog", "public")
 RELATION = {
     "schema": "public", "name": "t", "kind": "r", "persistence": "p", "method": "heap", "slot": True,
-    "definition": None, "policies": None, "virtual": None, "columns": {"id": 23},
+    "definition": None, "policies": None, "virtual": None, "columns": {"id": 23}, "exact": ["id"], "identity": ["id"],
 }
 
 
