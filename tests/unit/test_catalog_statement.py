@@ -63,7 +63,8 @@ async def test_a_new_text_of_known_names_needs_no_question(catalog: Catalog) -> 
     one = catalog.analyst()
     assert one.recall(b"SELECT a FROM t WHERE id = 1", PUBLIC) is None
     first = await one.analyse(b"SELECT a FROM t WHERE id = 1", PUBLIC)
-    assert (first.refusal, first.pure, first.slots, first.tables) == (None, True, (1000,), ("public.t",))
+    assert (first.refusal, first.pure, first.slots, first.tables) == (None, True, (), ("public.t",))
+    assert [(tag.oid, tag.slot, tag.columns) for tag in first.rows] == [(20000, 1000, ("id",))]
     second = one.recall(b"SELECT b, c FROM t WHERE id = 2", PUBLIC)
     assert second is not None
     assert second.slots == (1000,)
