@@ -277,5 +277,6 @@ def test_parameters_whose_type_may_come_from_elsewhere(text: str, elsewhere: set
 def test_long_lists_and_crowds_pin_nothing() -> None:
     values = ", ".join(map(str, range(33)))
     assert pins(f"SELECT * FROM t WHERE id IN ({values})") == ["t: "]
-    crowd = ", ".join(f"t t{n}" for n in range(33))
+    crowd = ", ".join(f"t t{n}" for n in range(17))
     assert set(pins(f"SELECT * FROM {crowd} WHERE t1.id = 1")) == {"t: "}
+    assert pins(" UNION ALL ".join(["SELECT * FROM t WHERE id = 1"] * 33)) == ["none"]

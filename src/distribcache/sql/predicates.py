@@ -28,7 +28,8 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from distribcache.sql.cacheability import Name
@@ -40,13 +41,14 @@ ColumnsOf = Callable[[Name], frozenset[str] | None]
 """The columns of a relation as named in the text; None when they are not known, and then it pins nothing."""
 
 Column = tuple[int, str]
+_NOTHING = Name(None, "")
 
 
 class _Equalities(NamedTuple):
-    """Columns with the values they are given (each with the place of its condition), and columns with their equals."""
+    """Columns with the values they are given (each with the place of its condition), and sets of equal columns."""
 
     given: dict[Column, list[tuple[tuple[Value, ...], tuple[int, int]]]]
-    joined: dict[Column, list[Column]]
+    equal: dict[Column, list[Column]]
 
 
 class Pin(NamedTuple):
@@ -80,7 +82,7 @@ def occurrences(levels: Levels | None, columns_of: ColumnsOf) -> Pinned | None:
     if levels is None or not levels.levels:
         return None
     found: list[Occurrence] = []
-    elsewhere = levels.elsewhere | _listed(levels)
+    elsewhere = {*levels.elsewhere, *_listed(levels)}
     for level in levels.levels:
         used: set[tuple[int, int]] = set()
         reading = _Reading(level, columns_of)
@@ -90,22 +92,22 @@ def occurrences(levels: Levels | None, columns_of: ColumnsOf) -> Pinned | None:
         for number, each in enumerate(level.filters):
             for place, condition in enumerate(each.conditions):
                 if (number, place) not in used:
-                    elsewhere = elsewhere.union(value.param for value in condition.values if value.param)
-    return Pinned(tuple(found), elsewhere)
+                    elsewhere.update(value.param for value in condition.values if value.param)
+    return Pinned(tuple(found), frozenset(elsewhere))
 
 
-def _listed(levels: Levels) -> frozenset[int]:
+def _listed(levels: Levels) -> Iterable[int]:
     """Parameters of a list that stand in another condition too: the others of the list may give them their type."""
-    all_: list[int] = []
-    listed: list[int] = []
+    times: Counter[int] = Counter()
+    listed: set[int] = set()
     for level in levels.levels:
         for each in level.filters:
             for condition in each.conditions:
                 params = [value.param for value in condition.values if value.param]
-                all_ += params
+                times.update(params)
                 if len(condition.values) > 1:
-                    listed += params
-    return frozenset(param for param in listed if all_.count(param) > 1)
+                    listed.update(params)
+    return [param for param in listed if times[param] > 1]
 
 
 class _Reading:
@@ -116,7 +118,11 @@ class _Reading:
         self._filters = level.filters
         self._columns = [_columns(item, columns_of) for item in level.items] if level.filters else []
         self._resolved = [[self._both(condition, each) for condition in each.conditions] for each in level.filters]
-        self._known: dict[frozenset[int], _Equalities] = {}
+        # For each item the filters over it, as bits; for each filter the items that it names.
+        self._over = [sum(each.first <= at < each.end and 1 << number for number, each in enumerate(level.filters))
+                      for at in range(len(level.items))]  # fmt: skip
+        self._named = [{column[0] for both in one for column in both if column is not None} for one in self._resolved]
+        self._known: dict[int, _Equalities] = {}
 
     def pins(self, index: int, used: set[tuple[int, int]]) -> tuple[Pin, ...]:
         """The pins of one item; conditions that give one directly are added to ``used``, by filter and number."""
@@ -132,26 +138,25 @@ class _Reading:
                 for values, source in choices:
                     pins.append(Pin(column[1], values))
                     used.add(source)
-        for column in equalities.joined:
+        for column, equal in equalities.equal.items():
             if column[0] == index and column not in equalities.given:
-                pins.extend(self._through(column, equalities))
+                pins.extend(self._through(column, equal, equalities))
         return tuple(pins)
 
-    def _true_with(self, index: int) -> frozenset[int]:
-        """The filters that are true wherever a row of this item reaches the answer."""
-        true: set[int] = set()
+    def _true_with(self, index: int) -> int:
+        """The filters that are true wherever a row of this item reaches the answer, as bits."""
+        true = 0
         real = [index]
         for item in real:
-            for number, each in enumerate(self._filters):
-                if number not in true and each.first <= item < each.end:
-                    true.add(number)
-                    for columns in self._resolved[number]:
-                        real.extend(column[0] for column in columns if column is not None and column[0] not in real)
-        return frozenset(true)
+            new = self._over[item] & ~true
+            true |= new
+            for number in _bits(new):
+                real.extend(other for other in self._named[number] if other not in real)
+        return true
 
-    def _equalities(self, true: frozenset[int]) -> _Equalities:
+    def _equalities(self, true: int) -> _Equalities:
         found = _Equalities({}, {})
-        for number in sorted(true):
+        for number in _bits(true):
             for place, condition in enumerate(self._filters[number].conditions):
                 column, other = self._resolved[number][place]
                 if column is None:
@@ -159,17 +164,20 @@ class _Reading:
                 if condition.values:
                     found.given.setdefault(column, []).append((condition.values, (number, place)))
                 elif other is not None:
-                    found.joined.setdefault(column, []).append(other)
-                    found.joined.setdefault(other, []).append(column)
+                    one, two = found.equal.get(column, [column]), found.equal.get(other, [other])
+                    if one is not two:
+                        one = [*one, *two]
+                    found.equal.update(dict.fromkeys(one, one))
         return found
 
-    def _through(self, column: Column, equalities: _Equalities) -> list[Pin]:
+    def _through(self, column: Column, equal: list[Column], equalities: _Equalities) -> list[Pin]:
         """The pins of a column that equals columns which equal values."""
-        equal = [column]
-        for each in equal:
-            equal.extend(other for other in equalities.joined[each] if other not in equal)
-        alike = tuple((relation, name) for index, name in equal[1:] if (relation := self._items[index].relation))
-        return [Pin(column[1], values, alike) for each in equal[1:] for values, _ in equalities.given.get(each, ())]
+        given = [values for each in equal for values, _ in equalities.given.get(each, ())]
+        if not given:
+            return []
+        items = self._items
+        alike = tuple([(items[at].relation or _NOTHING, name) for at, name in equal if (at, name) != column])
+        return [Pin(column[1], values, alike) for values in given]
 
     def _both(self, condition: Condition, each: Filter) -> tuple[Column | None, Column | None]:
         return self._column(condition.column, each), self._column(condition.other, each)
@@ -196,6 +204,10 @@ class _Reading:
         if len(found) != 1:
             return None
         return (found[0], name) if name in (self._columns[found[0]] or ()) else None
+
+
+def _bits(mask: int) -> list[int]:
+    return [number for number in range(mask.bit_length()) if mask >> number & 1]
 
 
 def _columns(item: Item, columns_of: ColumnsOf) -> frozenset[str] | None:
