@@ -67,7 +67,7 @@ async def test_a_new_text_of_known_names_needs_no_question(catalog: Catalog) -> 
     assert [(tag.oid, tag.slot, tag.columns) for tag in first.rows] == [(20000, 1000, ("id",))]
     second = one.recall(b"SELECT b, c FROM t WHERE id = 2", PUBLIC)
     assert second is not None
-    assert second.slots == (1000,)
+    assert [tag.slot for tag in second.rows] == [1000]
     assert catalog.questions == 1
     assert one.recall(b"SELECT b, c FROM t WHERE id = 2", PUBLIC) is second
 
