@@ -222,7 +222,8 @@ FROM object o JOIN pg_type t ON o.cls = 'pg_type'::regclass AND t.oid = o.obj
 JOIN pg_namespace s ON s.oid = t.typnamespace
 UNION ALL
 SELECT 'operator', p.oid::int8, json_build_object('name', p.oprname, 'function', p.oprcode::oid::int8,
-  'operands', json_build_array(p.oprleft::int8, p.oprright::int8))::text
+  'operands', json_build_array(p.oprleft::int8, p.oprright::int8),
+  'strict', (SELECT f.proisstrict FROM pg_proc f WHERE f.oid = p.oprcode))::text
 FROM object o JOIN pg_operator p ON o.cls = 'pg_operator'::regclass AND p.oid = o.obj
 UNION ALL
 SELECT 'cast', k.oid::int8, json_build_object('name', format_type(k.castsource, NULL) || ' as '

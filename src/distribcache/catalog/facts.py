@@ -86,12 +86,16 @@ class Type:
 
 @dataclass(frozen=True, slots=True)
 class Support:
-    """An operator or a cast, and the function that it runs (0: none); ``operands`` of an operator are types."""
+    """An operator or a cast, and the function that it runs (0: none).
+
+    ``operands`` of an operator are types; ``strict``: it rejects NULL.
+    """
 
     kind: str
     name: str
     function: int
     operands: tuple[int, ...] = ()
+    strict: bool = False
 
 
 @dataclass(slots=True)
@@ -135,7 +139,8 @@ class Answer:
                     self.encoding = facts
                 case _:
                     operands = tuple(facts.get("operands", ()))
-                    self.supports[kind, oid] = Support(kind, facts["name"], facts["function"], operands)
+                    strict = bool(facts.get("strict"))
+                    self.supports[kind, oid] = Support(kind, facts["name"], facts["function"], operands, strict)
 
     def _seed(self, asked: Names, what: str, number: int, oid: int) -> None:
         match what:

@@ -73,7 +73,7 @@ async def resolve(ask: Ask, schemas: Sequence[str], names: Names, *, matviews: b
         functions = tuple({call for body in fresh for call in body.asked.functions} - answer.functions_of.keys())
         types = {name for body in fresh for name in _coerced(body)} - answer.types_of.keys()
         if not functions and not types:
-            return _judge(names, answer, texts, matviews=matviews)
+            return _judge(names, answer, texts, path, matviews=matviews)
         asked = Names(functions=functions, types=tuple(types))
     return Resolution(Refusal("user_function", "nested definitions"), False)
 
@@ -136,7 +136,7 @@ def _policy(name: str, relation: Relation) -> str:
     return f"policy {name} of {relation}"
 
 
-def _judge(names: Names, answer: Answer, texts: list[Body], *, matviews: bool) -> Resolution:
+def _judge(names: Names, answer: Answer, texts: list[Body], path: Sequence[str], *, matviews: bool) -> Resolution:
     verdicts = [
         *names_found(names, answer),
         *((judge_relation(relation, matviews=matviews)) for relation in answer.relations.values()),
@@ -149,7 +149,7 @@ def _judge(names: Names, answer: Answer, texts: list[Body], *, matviews: bool) -
     refusal = next((reason for reason, _ in verdicts if reason is not None), None)
     roots = sorted((oid, str(one)) for oid, one in answer.relations.items() if one.slot and one.kind in "rpm")
     members = sorted((answer.members | {oid: str(one) for oid, one in answer.relations.items()}).items())
-    rows = pinnable(answer) if refusal is None else {}
+    rows = pinnable(answer, path) if refusal is None else {}
     return Resolution(refusal, all(pure for _, pure in verdicts), tuple(roots), tuple(members), rows)
 
 

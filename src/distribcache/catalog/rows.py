@@ -8,17 +8,18 @@ Rules (coherence traps 6, 7 and 24):
    in the closure, nothing is pinned: a relation may be read there too.
 2. Only stored columns of types whose equal values print alike, under a deterministic collation; text only when the
    server's encoding is UTF-8, because the stream comes in the server's.
-3. Only while no operator ``=`` of a user's may apply to such types.
+3. Only while no operator ``=`` of a user's may apply to such types, nor one that NULL passes to any: what follows from
+   conditions rests on their rejecting it. And only while names of types mean the built-in ones first.
 4. Of the pinned columns those of the replica identity are taken: the stream always shows their old values. Where none
    is pinned, all pinned columns are: then inserts alone are told apart.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from distribcache.catalog.facts import BUILTIN, Answer, Relation
+from distribcache.catalog.facts import BUILTIN, Answer, Relation, Support
 from distribcache.sql.cacheability import Name
 from distribcache.sql.predicates import Occurrence, Pin, Pinned, Value
 from distribcache.sql.rowvalues import FAMILY, Family
@@ -56,23 +57,31 @@ class RowTag:
     """Parameters that have their column's type if the client declares none."""
 
 
-def pinnable(answer: Answer) -> dict[Name, Pinnable]:
-    """The relations, by their names in the text, that can be pinned at all (rules 1 to 3)."""
+def pinnable(answer: Answer, path: Sequence[str]) -> dict[Name, Pinnable]:
+    """The relations, by their names in the text, that can be pinned at all (rules 1 to 3).
+
+    ``path``: the schemas that names were looked up in.
+    """
+    if not path or path[0] != "pg_catalog":
+        return {}
     seeds = set(answer.relation_of.values())
     read = [relation for relation in answer.relations.values() if relation.slot]
     if any(relation.oid not in seeds or relation.kind not in "rp" for relation in read):
         return {}
     if any(not function.builtin and function.body is not None for function in answer.functions.values()):
         return {}
-    for support in answer.supports.values():
-        if support.kind == "operator" and support.name == "=" and any(oid in FAMILY for oid in support.operands):
-            return {}
+    if any(each.kind == "operator" and each.name == "=" and _spoils(each) for each in answer.supports.values()):
+        return {}
     found = {}
     for name, oid in answer.relation_of.items():
         relation = answer.relations.get(oid)
         if relation is not None and relation.oid >= BUILTIN:
             found[name] = _pinnable(relation, utf8=answer.encoding == "UTF8")
     return found
+
+
+def _spoils(equals: Support) -> bool:
+    return not equals.strict or any(oid in FAMILY for oid in equals.operands)
 
 
 def _pinnable(relation: Relation, *, utf8: bool) -> Pinnable:
