@@ -1,11 +1,10 @@
-"""Row tags are off where a name may mean something of a user's: then a write to the table ends every answer about it."""
+"""Row tags are off where a name may mean something of a user's: then a write ends every answer about its table."""
 
 from __future__ import annotations
 
 import psycopg
 import pytest
 from fix_postgres import Database
-from fix_proxy import MakeInnerProxy
 
 from distribcache.catalog.facts import Answer, Support
 from distribcache.catalog.resolve import resolve
@@ -64,7 +63,8 @@ def test_an_equality_of_an_extension(strict: bool, operand: int, pinned: bool) -
     answer = Answer(relation_of={name: 20_000})
     facts = {
         "schema": "public", "name": "t", "kind": "r", "persistence": "p", "method": "heap", "slot": True,
-        "definition": None, "policies": None, "virtual": None, "columns": {"id": 23}, "exact": ["id"], "identity": ["id"],
+        "definition": None, "policies": None, "virtual": None, "columns": {"id": 23}, "exact": ["id"],
+        "identity": ["id"],
     }  # fmt: skip
     answer._relation(20_000, facts)
     answer.supports["operator", 90_000] = Support("operator", "=", 90_002, (operand, operand), strict)
