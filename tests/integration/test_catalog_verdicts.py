@@ -11,6 +11,7 @@ from catalog_cases import CASES, EXTENDED, SHADOWED, VECTOR, VIRTUAL, Case
 from catalog_world import SCHEMAS, analyst, build
 from fix_postgres import Database, create_database, drop_database
 
+from distribcache.catalog import resolve
 from distribcache.catalog.closure_sql import CLOSURE
 from distribcache.sql.cacheability import REFUSALS
 
@@ -134,9 +135,15 @@ async def test_temporal_world_without_timetz_in_reach(world: Database) -> None:
         assert (await one.analyse(b"SELECT extract(hour FROM created) FROM t", SCHEMAS)).refusal is None
 
 
-async def test_a_materialized_view_is_a_leaf_when_refreshes_are_reported(world: Database) -> None:
+async def test_a_materialized_view_is_a_leaf_when_refreshes_are_reported(
+    world: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def always(_: object) -> bool:
+        return True
+
+    monkeypatch.setattr(resolve, "announces", always)
     oid = world.execute("SELECT 'mv'::regclass::oid::int8")[0][0]
-    async with analyst(world.conninfo(), matviews=True) as one:
+    async with analyst(world.conninfo()) as one:
         result = await one.analyse(b"SELECT * FROM mv", SCHEMAS)
     assert result.refusal is None
     assert result.slots == (oid,)

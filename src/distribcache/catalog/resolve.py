@@ -9,6 +9,7 @@ Rules:
    not asked about.
 2. Deny by default: an unresolved name, an unreadable definition, an unknown kind of object refuses.
 3. A refused read may still be *pure*; what does not resolve is not.
+4. A materialized view is a leaf like a table where every REFRESH is announced (``announcing``).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from distribcache.catalog import bodies
+from distribcache.catalog.announcing import announces
 from distribcache.catalog.bodies import Body, qualified
 from distribcache.catalog.closure_sql import CLOSURE
 from distribcache.catalog.facts import BUILTIN, Answer, Relation, question
@@ -54,11 +56,8 @@ class Resolution:
     rows: Mapping[Name, Pinnable] = field(default_factory=dict)
 
 
-async def resolve(ask: Ask, schemas: Sequence[str], names: Names, *, matviews: bool = False) -> Resolution:
-    """Resolve ``names`` as a session with these effective ``schemas`` would. Raises what ``ask`` raises.
-
-    ``matviews``: refreshes are reported to us, so a materialized view is a leaf like a table.
-    """
+async def resolve(ask: Ask, schemas: Sequence[str], names: Names) -> Resolution:
+    """Resolve ``names`` as a session with these effective ``schemas`` would. Raises what ``ask`` raises."""
     path = [*schemas, "pg_catalog"] if "pg_catalog" not in schemas else list(schemas)
     if "pg_temp" in {name.schema for name in names.relations}:
         return Resolution(Refusal("temporary_relation", "pg_temp"), False)
@@ -73,6 +72,7 @@ async def resolve(ask: Ask, schemas: Sequence[str], names: Names, *, matviews: b
         functions = tuple({call for body in fresh for call in body.asked.functions} - answer.functions_of.keys())
         types = {name for body in fresh for name in _coerced(body)} - answer.types_of.keys()
         if not functions and not types:
+            matviews = any(one.kind == "m" for one in answer.relations.values()) and await announces(ask)
             return _judge(names, answer, texts, path, matviews=matviews)
         asked = Names(functions=functions, types=tuple(types))
     return Resolution(Refusal("user_function", "nested definitions"), False)

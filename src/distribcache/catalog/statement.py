@@ -98,7 +98,6 @@ class Analyst:
         cap: int = 32 * 1024 * 1024,
         *,
         classify: Callable[[Shape], WorkloadType] = lambda shape: WorkloadType.MIXED,
-        matviews: bool = False,
     ) -> None:
         self.writes = Writes(ask, visible, schema_lsn)
         self._ask = ask
@@ -106,7 +105,6 @@ class Analyst:
         self._visible = visible
         self._schema_lsn = schema_lsn
         self._classify = classify
-        self._matviews = matviews
         self._texts: OrderedDict[bytes, _Text] = OrderedDict()
         self._names: OrderedDict[tuple[Schemas, Names], _Known] = OrderedDict()
         self._asking: dict[tuple[Schemas, Names], asyncio.Future[_Known]] = {}
@@ -203,7 +201,7 @@ class Analyst:
     async def _learn(self, key: tuple[Schemas, Names]) -> _Known:
         # Rule 1: before the first question.
         lsn = self._visible()
-        resolution = await resolve(self._ask, key[0], key[1], matviews=self._matviews)
+        resolution = await resolve(self._ask, key[0], key[1])
         known = _Known(resolution, lsn)
         self._names[key] = known
         while len(self._names) > self._names_most:

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import psycopg
 from psycopg import sql
 
+from distribcache.catalog.announcing import BODY, FUNCTION, SCHEMA, SEARCH_PATH
 from distribcache.cli.link import Connection
 from distribcache.clock import now_ns
 from distribcache.coherence.decoding import LEAVE_LOCK
@@ -27,8 +28,6 @@ from distribcache.errors import ConfigError
 
 __all__ = ["INSTALLED", "LEAVE_PREFIX", "SLOT_PATTERN", "Deed", "install", "release", "remove"]
 
-SCHEMA = "distribcache"
-FUNCTION = "on_ddl"
 MARK = "made by distribcache setup; distribcache teardown removes it"
 TRIGGERS = {"distribcache_ddl": "ddl_command_end", "distribcache_drop": "sql_drop"}
 # Slots of the cache, and nobody else's: the underscore is no wildcard here.
@@ -46,29 +45,9 @@ SELECT count(*)::int AS triggers FROM pg_event_trigger t
    AND t.evtenabled = 'A'
 """
 
-BODY = """
-DECLARE
-  foreign_to_nobody boolean;
-BEGIN
-  IF tg_event = 'sql_drop' THEN
-    foreign_to_nobody := NOT EXISTS (SELECT FROM pg_event_trigger_dropped_objects() WHERE NOT is_temporary);
-  ELSE
-    -- A command that lists nothing may still have changed something; only DROP is told by the other trigger.
-    foreign_to_nobody := NOT EXISTS (SELECT FROM pg_event_trigger_ddl_commands()
-                                      WHERE schema_name IS DISTINCT FROM 'pg_temp')
-      AND (tg_tag LIKE 'DROP %' OR EXISTS (SELECT FROM pg_event_trigger_ddl_commands()));
-  END IF;
-  IF NOT foreign_to_nobody THEN
-    PERFORM pg_logical_emit_message(true, 'distribcache.ddl', tg_tag);
-  END IF;
-EXCEPTION WHEN OTHERS THEN
-  NULL;
-END
-"""
-
 _FUNCTION = f"""
 CREATE OR REPLACE FUNCTION {SCHEMA}.{FUNCTION}() RETURNS event_trigger LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, pg_temp AS $distribcache${BODY}$distribcache$
+SET search_path = {SEARCH_PATH} AS $distribcache${BODY}$distribcache$
 """
 
 _STATE = """
