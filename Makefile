@@ -9,7 +9,7 @@ ARGS ?=
 WORKERS ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint check docs suites compiled bench soak clean
+.PHONY: help demo test lint check docs suites compiled bench bench-writes soak clean
 
 help:  ## Show the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -38,6 +38,12 @@ compiled: $(VENV)/.stamp-dev  ## The hot path compiled with mypyc, and its tests
 
 bench: $(VENV)/.stamp-dev  ## pgbench against direct, distribcache, PgBouncer and pgpool-II, as ratios
 	@$(BIN)/python benchmarks/run.py $(ARGS)
+
+bench-writes: $(VENV)/.stamp-dev  ## What writes from outside do: hit ratio at 95/5, commit to no longer served, cost of following
+	@$(BIN)/python benchmarks/mixed.py $(ARGS)
+	@$(BIN)/python benchmarks/commit_lag.py $(ARGS)
+	@$(BIN)/python benchmarks/commit_lag.py --busy $(ARGS)
+	@$(BIN)/python benchmarks/following.py $(ARGS)
 
 soak: $(VENV)/.stamp-dev  ## Five minutes of mixed load; memory and descriptors must stay flat
 	@$(BIN)/python benchmarks/soak.py $(ARGS)
