@@ -12,7 +12,7 @@ WORKERS ?= 3
 .PHONY: help demo test lint check docs suites compiled bench bench-writes soak clean
 
 help:  ## Show the targets
-	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 24
 
 demo: $(VENV)/.stamp-demo  ## Watch queries answered from memory, with a PostgreSQL of its own
 	@$(BIN)/distribcache demo $(ARGS)
