@@ -155,13 +155,17 @@ UNRELIABLE = {
     "for replicas only": (f"ALTER EVENT TRIGGER {TRIGGER} ENABLE REPLICA",),
     "filtered": (
         f"DROP EVENT TRIGGER {TRIGGER}",
-        f"CREATE EVENT TRIGGER {TRIGGER} ON ddl_command_end WHEN TAG IN ('CREATE TABLE') "
-        "EXECUTE FUNCTION distribcache.on_ddl()",
+        (
+            f"CREATE EVENT TRIGGER {TRIGGER} ON ddl_command_end WHEN TAG IN ('CREATE TABLE') "
+            "EXECUTE FUNCTION distribcache.on_ddl()"
+        ),
         f"ALTER EVENT TRIGGER {TRIGGER} ENABLE ALWAYS",
     ),
     "another body": (
-        "CREATE OR REPLACE FUNCTION distribcache.on_ddl() RETURNS event_trigger LANGUAGE plpgsql SECURITY DEFINER "
-        "SET search_path = pg_catalog, pg_temp AS 'BEGIN END'",
+        (
+            "CREATE OR REPLACE FUNCTION distribcache.on_ddl() RETURNS event_trigger LANGUAGE plpgsql SECURITY DEFINER "
+            "SET search_path = pg_catalog, pg_temp AS 'BEGIN END'"
+        ),
     ),
     "not as its owner": ("ALTER FUNCTION distribcache.on_ddl() SECURITY INVOKER",),
     "another search path": ("ALTER FUNCTION distribcache.on_ddl() SET search_path = shop",),
