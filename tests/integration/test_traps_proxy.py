@@ -28,13 +28,16 @@ from distribcache.wire.messages import FLUSH, PARSE_COMPLETE, SYNC, Front, bind,
 READ = b"SELECT value FROM stock WHERE id = 1"
 OTHER = b"SELECT value FROM stock WHERE id = 2"
 ALL = b"SELECT id FROM stock ORDER BY id"
+ROLES = (
+    "DO $$ BEGIN CREATE ROLE trap_reader LOGIN; CREATE ROLE trap_nobody; GRANT trap_nobody TO trap_reader; "
+    "EXCEPTION WHEN duplicate_object THEN NULL; END $$"
+)
 STOCK = (
     "CREATE TABLE stock (id int PRIMARY KEY, value text, weight float8)",
     "INSERT INTO stock VALUES (1, '1', 0.1::float8 + 0.2), (2, '2', 2)",
     "CREATE TABLE wide AS SELECT repeat('x', 200000) AS body",
     "CREATE TABLE noise (id int)",
-    "DO $$ BEGIN CREATE ROLE trap_reader LOGIN; CREATE ROLE trap_nobody; GRANT trap_nobody TO trap_reader; "
-    "EXCEPTION WHEN duplicate_object THEN NULL; END $$",
+    ROLES,
     "GRANT SELECT ON stock TO trap_reader",
 )
 AGAIN = bind(b"", b"s1") + execute(b"") + SYNC
