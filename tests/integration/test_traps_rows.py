@@ -161,7 +161,7 @@ def all_kept(self: Plan, change: Change, slots: set[int]) -> None:
 def test_trap_24_a_look_up_by_another_column_is_correct_but_cold(
     stock: Database, inner: InnerProxy, client: RawClient, monkeypatch: pytest.MonkeyPatch, muted: bool
 ) -> None:
-    """Coherence trap 24. Muted: the hidden old value is believed to be the new one, and the old kind's list is stale."""
+    """Coherence trap 24. Muted: the hidden old value is taken for the new one; the old kind's list is stale."""
     if muted:
         monkeypatch.setattr(Plan, "touch", all_kept)
     kind_5 = query(b"SELECT id FROM stock WHERE kind = 5 ORDER BY id")
