@@ -45,6 +45,7 @@ def passes_through(proxy: ProxyProcess, reason: str, remedy: str) -> None:
 
 
 def test_stock_wal_level(make_postgres: MakePostgres, database_on: DatabaseOn, make_proxy: MakeProxy) -> None:
+    """Coherence trap 25."""
     database = database_on(make_postgres(options={"wal_level": "replica"}))
     passes_through(make_proxy(database.url(), serving=False), "wal_level", "ALTER SYSTEM SET wal_level")
 
@@ -90,6 +91,7 @@ def open_transaction(database: Database) -> Iterator[int]:
 def test_an_open_transaction_delays_the_slot(
     make_postgres: MakePostgres, database_on: DatabaseOn, make_proxy: MakeProxy
 ) -> None:
+    """Coherence trap 22."""
     database = database_on(make_postgres(options={"max_replication_slots": "30"}))
     with open_transaction(database) as pid:
         proxy = make_proxy(database.url(), serving=False)
@@ -98,7 +100,7 @@ def test_an_open_transaction_delays_the_slot(
 
 
 def test_synchronous_standby_names_star(make_postgres: MakePostgres, make_proxy: MakeProxy) -> None:
-    """With a real standby writers go on; they must not begin to wait for us."""
+    """Coherence trap 3. With a real standby writers go on; they must not begin to wait for us."""
     primary = make_postgres(fresh=True, options={"hot_standby": "on"})
     make_postgres(fresh=True, standby_of=primary)
     database = Database(primary, "postgres")
@@ -124,7 +126,9 @@ def test_a_transaction_mode_pooler_between_us_and_the_server(database: Database,
 
 
 def test_clients_through_a_pooler_while_we_follow_the_server(database: Database, make_proxy: MakeProxy) -> None:
-    """The cache's own connections reach the server, its clients' connections a pooler in front of it: R9 tells."""
+    """Coherence trap 13. The cache's own connections reach the server, its clients' connections a pooler in front of
+    it: R9 tells.
+    """
     from pooler import pgbouncer
 
     with pgbouncer(database) as port, Relay(database.server.port, only=b"") as relay:

@@ -70,6 +70,7 @@ def stalled(client: socket.socket, data: bytes) -> int:
 
 @pytest.mark.parametrize("protocol", ["simple", "extended"])
 def test_a_client_that_pipelines_hits_and_reads_nothing(big: Database, make_proxy: MakeProxy, protocol: str) -> None:
+    """Proxy trap 10. Security row 16."""
     proxy = make_proxy(big.url(), {"l1.max_entry": "2MB"})
     sql = "SELECT body FROM wide WHERE id = 1"
     request = query(sql) if protocol == "simple" else ask(sql)
@@ -99,6 +100,7 @@ def test_a_client_that_pipelines_hits_and_reads_nothing(big: Database, make_prox
 
 
 def test_a_client_that_reads_nothing_of_a_huge_result(big: Database, make_proxy: MakeProxy) -> None:
+    """Security row 16."""
     proxy = make_proxy(big.url())
     with bare(proxy.host, proxy.port) as client:
         client.login(big.name)
@@ -129,6 +131,7 @@ def test_a_server_that_does_not_read(big: Database, make_proxy: MakeProxy) -> No
 
 
 def test_a_row_of_200_mb_passes_without_being_held(big: Database, make_proxy: MakeProxy) -> None:
+    """Security row 16."""
     proxy = make_proxy(big.url())
     for request in (query("SELECT repeat('z', 200000000)"), ask("SELECT repeat('z', 200000000) FROM item LIMIT 1")):
         with bare(proxy.host, proxy.port, 30) as client:
@@ -143,6 +146,7 @@ def test_a_row_of_200_mb_passes_without_being_held(big: Database, make_proxy: Ma
 
 
 def test_a_value_of_100_mb_goes_up_without_being_held(big: Database, make_proxy: MakeProxy) -> None:
+    """Security row 16."""
     proxy = make_proxy(big.url())
     with bare(proxy.host, proxy.port, 30) as client:
         client.login(big.name)

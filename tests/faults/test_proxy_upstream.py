@@ -137,6 +137,7 @@ def test_restart_of_the_server(make_postgres: MakePostgres, make_proxy: MakeProx
 
 
 def test_the_server_shuts_down_fast_with_us_connected(make_postgres: MakePostgres, make_proxy: MakeProxy) -> None:
+    """Coherence trap 3."""
     server = make_postgres(fresh=True)
     proxy = make_proxy(server.url())
     began = time.monotonic()
@@ -214,7 +215,7 @@ def serve(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_databases_are_created_dropped_and_renamed_through_the_proxy(shop: Database, make_proxy: MakeProxy) -> None:
-    """Our slot and our sessions would make each of these fail."""
+    """Proxy trap 11. Our slot and our sessions would make each of these fail."""
     proxy = make_proxy(shop.url())
     name, copy, moved = shop.name, f"{shop.name}_copy", f"{shop.name}_moved"
     with psycopg.connect(proxy.conninfo(dbname="postgres"), autocommit=True) as admin:

@@ -45,6 +45,7 @@ async def stream_pids(database: Database) -> list[int]:
     ],
 )
 async def test_a_terminated_connection_begins_a_new_epoch_and_comes_back(database: Database, victim: str) -> None:
+    """Coherence trap 19."""
     async with following(database.server.conninfo(), database.name) as followed:
         held = await hold(database, followed)
         assert await followed.strictly(held)
@@ -69,6 +70,7 @@ async def test_a_terminated_connection_begins_a_new_epoch_and_comes_back(databas
 async def test_without_a_new_epoch_what_was_written_meanwhile_is_missed(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Coherence trap 19. Muted: the epoch outlives a hole in the stream."""
     async with following(database.server.conninfo(), database.name) as followed:
         held = await hold(database, followed)
 
@@ -160,6 +162,7 @@ async def lost_commit(
 async def test_a_crash_that_takes_visible_commits_back(
     make_postgres: MakePostgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Coherence trap 14."""
     assert await lost_commit(make_postgres, muted=False, monkeypatch=monkeypatch) == (False, 2, 1)
 
 
@@ -167,6 +170,7 @@ async def test_a_crash_that_takes_visible_commits_back(
 async def test_without_a_new_epoch_a_lost_commit_lives_on(
     make_postgres: MakePostgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Coherence trap 14. Muted: the epoch outlives the crash."""
     assert await lost_commit(make_postgres, muted=True, monkeypatch=monkeypatch) == (True, 2, 1)
 
 
@@ -174,6 +178,7 @@ async def test_without_a_new_epoch_a_lost_commit_lives_on(
 
 
 async def test_it_leaves_when_it_would_count_as_a_synchronous_standby(make_postgres: MakePostgres) -> None:
+    """Coherence trap 3."""
     server = make_postgres(fresh=True)
     database = await asyncio.to_thread(create_database, server, "sync")
     async with following(server.conninfo(), database.name) as followed:
@@ -193,6 +198,7 @@ async def test_it_leaves_when_it_would_count_as_a_synchronous_standby(make_postg
 async def test_without_that_manner_commits_would_wait_for_the_cache(
     make_postgres: MakePostgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Coherence trap 3. Muted: the server counts us, and each commit waits."""
     monkeypatch.setattr(link_module, "counts_as_synchronous", lambda *_: False)
     monkeypatch.setattr(link_module, "_MANNERS", "SELECT 0, '', 0, '0/0'")
     monkeypatch.setattr(following_module, "_MANNERS_NS", 1 << 60)
@@ -235,6 +241,7 @@ async def test_too_far_behind_it_drops_its_slot(database: Database) -> None:
 
 
 async def test_feedback_never_says_zero_and_moves(database: Database) -> None:
+    """Coherence trap 3."""
     async with following(database.server.conninfo(), database.name) as followed:
         await hold(database, followed)
         assert followed.coherence._following is not None

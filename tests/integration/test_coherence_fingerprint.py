@@ -156,6 +156,7 @@ def eyes(database: Database) -> Iterator[Eyes]:
 
 
 def test_it_sees_every_item(eyes: Eyes) -> None:
+    """Coherence trap 5."""
     blind = []
     for change in CHANGES:
         if "security_invoker" in change and eyes.looks.info.server_version < 150000:
@@ -217,7 +218,7 @@ def test_a_change_that_is_undone_still_shows(eyes: Eyes) -> None:
 
 
 def test_an_older_transaction_that_commits_later_shows(eyes: Eyes) -> None:
-    """Sabotage beside it: the greatest xmin does not move."""
+    """Coherence trap 5. Sabotage beside it: the greatest xmin does not move."""
     greatest = "SELECT max(xmin::text::bigint) FROM pg_class"
     eyes.acts.execute("BEGIN; CREATE TABLE older (a int)")
     eyes.looks.execute("CREATE TABLE public.newer (a int)")

@@ -87,6 +87,7 @@ async def load(database: Database, reads: int, **options: Any) -> Truth:
 
 
 async def test_no_strict_read_is_older_than_what_was_acknowledged_before_it(database: Database) -> None:
+    """Coherence trap 21."""
     truth = await load(database, 2000)
     assert truth.stale == []
     assert truth.hits > 100
@@ -97,7 +98,9 @@ async def test_no_strict_read_is_older_than_what_was_acknowledged_before_it(data
 async def test_with_freshness_by_arrival_stale_reads_appear(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Mute R3's wait for W: an answer of the probe counts at once."""
+    """Coherence trap 21. Muted: an answer is dated by its arrival. Mute R3's wait for W: an answer of the probe counts
+    at once.
+    """
     plain = Coverage.observe
 
     def at_once(self: Coverage, asked_at: int, received: int, snapshot: Any, insert: int) -> bool:

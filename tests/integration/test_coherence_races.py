@@ -116,11 +116,13 @@ async def large_then_small(database: Database, pings: bool) -> list[bool]:
 
 
 async def test_pings_answered_from_inside_a_large_decode_prove_nothing(database: Database) -> None:
+    """Coherence trap 2."""
     assert await large_then_small(database, pings=True) == [False]
 
 
 @pytest.mark.sabotage
 async def test_pings_as_the_fence_serve_what_has_died(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Coherence trap 2. Muted: an answered ping makes the ledger complete."""
     def believe(self: Coverage, lsn: int) -> None:
         self.received = max(self.received, lsn)
         self.ledger.words[FRESH_AT] = now_ns()
@@ -176,6 +178,7 @@ async def swap(database: Database, outside: str) -> tuple[bool, bool]:
 
 
 async def test_a_swap_of_names_announced_by_the_event_trigger(database: Database) -> None:
+    """Coherence trap 4."""
     message = "SELECT pg_logical_emit_message(true, 'distribcache.ddl', 'ALTER TABLE')"
     assert await swap(database, message) == (False, False)
 
@@ -197,6 +200,7 @@ async def test_a_swap_of_names_found_by_the_poll(database: Database, monkeypatch
 
 @pytest.mark.sabotage
 async def test_without_alarms_a_swap_leaves_a_stale_entry(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Coherence trap 4. Muted: nobody is alarmed by a change of names."""
     monkeypatch.setattr(Coverage, "_alarm", lambda *_: None)
     message = "SELECT pg_logical_emit_message(true, 'distribcache.ddl', 'ALTER TABLE')"
     assert await swap(database, message) == (True, False)
@@ -283,6 +287,7 @@ async def test_a_ddl_through_the_proxy_costs_one_alarm_and_stops_hits_at_once(da
 
 
 async def test_partitions_and_truncate_reach_the_root(database: Database) -> None:
+    """Coherence rule R1."""
     await asyncio.to_thread(
         database.execute,
         "CREATE TABLE r (k int, v int) PARTITION BY LIST (k)",
@@ -332,6 +337,7 @@ async def test_without_normalising_that_wait_does_not_end(database: Database, mo
 
 
 async def test_an_unflushed_commit_is_flushed_on_demand(make_postgres: MakePostgres) -> None:
+    """Coherence trap 23."""
     server = make_postgres(options={"wal_writer_delay": "3s"})
     database = await asyncio.to_thread(create_database, server, "flush")
     await asyncio.to_thread(database.execute, "CREATE TABLE t (v int)", "INSERT INTO t VALUES (1)")

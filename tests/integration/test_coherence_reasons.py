@@ -61,6 +61,7 @@ async def test_no_replication_privilege_names_the_role(database: Database) -> No
 
 @pytest.mark.parametrize("setting", ["max_replication_slots", "max_wal_senders"])
 async def test_two_slots_and_two_senders_stay_free(make_postgres: MakePostgres, setting: str) -> None:
+    """Coherence trap 22."""
     few, enough = make_postgres(options={setting: "2"}), make_postgres(options={setting: "3"})
     coherence = await reason_of(few.conninfo(), "postgres", "no_free_slot")
     assert f"ALTER SYSTEM SET {setting}" in hint(coherence)
@@ -69,12 +70,14 @@ async def test_two_slots_and_two_senders_stay_free(make_postgres: MakePostgres, 
 
 
 async def test_a_server_that_waits_for_any_standby(make_postgres: MakePostgres) -> None:
+    """Coherence trap 3."""
     server = make_postgres(options={"synchronous_standby_names": "*"})
     coherence = await reason_of(server.conninfo(), "postgres", "synchronous_standby")
     assert "ALTER SYSTEM SET synchronous_standby_names" in hint(coherence)
 
 
 async def test_a_forgotten_prepared_transaction_is_named(make_postgres: MakePostgres) -> None:
+    """Coherence trap 22."""
     server = make_postgres(fresh=True)
     database = await asyncio.to_thread(create_database, server, "prepared")
     await asyncio.to_thread(

@@ -11,6 +11,7 @@ import psycopg
 import pytest
 from fix_postgres import Database
 from fix_proxy import InnerProxy, MakeInnerProxy, last
+from muted import kept_and_muted
 from rawclient import RawClient
 from wait import until
 
@@ -54,11 +55,12 @@ LOCKS = {
 
 
 @pytest.mark.parametrize("lock", LOCKS.values(), ids=LOCKS.keys())
-@pytest.mark.parametrize("muted", [False, True], ids=["kept", "muted"])
+@kept_and_muted
 @pytest.mark.parametrize("consistency", ["eventual", "session"])
 def test_trap_11_lock_then_read_must_read(
     stock: Database, proxy: InnerProxy, monkeypatch: pytest.MonkeyPatch, lock: str, muted: bool, consistency: str
 ) -> None:
+    """Coherence trap 11."""
     with proxy.connect(cursor_factory=psycopg.ClientCursor) as connection:
         connection.execute(f"SET distribcache.consistency = {consistency}")
         warm(connection)
@@ -73,11 +75,13 @@ def test_trap_11_lock_then_read_must_read(
         assert seen == ((1,) if muted else (2,))
 
 
-@pytest.mark.parametrize("muted", [False, True], ids=["kept", "muted"])
+@kept_and_muted
 def test_trap_11_session_lock_then_read_must_read(
     stock: Database, proxy: InnerProxy, monkeypatch: pytest.MonkeyPatch, muted: bool
 ) -> None:
-    """A lock taken outside a transaction: the floor of ``session`` is what makes the next read go to the server."""
+    """Coherence trap 11: a lock taken outside a transaction. The floor of ``session`` is what makes the next read go
+    to the server.
+    """
     with proxy.connect(cursor_factory=psycopg.ClientCursor) as connection:
         warm(connection)
         if muted:
@@ -92,6 +96,7 @@ def test_trap_11_session_lock_then_read_must_read(
 def test_trap_11_notify_then_read_must_read(
     stock: Database, proxy: InnerProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Coherence trap 11."""
     with proxy.connect() as connection:
         connection.execute("LISTEN changed")
         warm(connection)
@@ -101,11 +106,13 @@ def test_trap_11_notify_then_read_must_read(
         assert connection.execute(READ).fetchone() == (2,)
 
 
-@pytest.mark.parametrize("muted", [False, True], ids=["kept", "muted"])
+@kept_and_muted
 def test_trap_9_a_portal_bound_before_a_commit_never_fills(
     stock: Database, proxy: InnerProxy, monkeypatch: pytest.MonkeyPatch, muted: bool
 ) -> None:
-    """Bind takes the snapshot: what Execute returns after another's commit is old, and must not be stored as new."""
+    """Coherence trap 9: Bind takes the snapshot. What Execute returns after another's commit is old, and must not be
+    stored as new.
+    """
     eventual = "-c distribcache.consistency=eventual"  # never waits, so the sabotaged fill is served for certain
     with RawClient(proxy.host, proxy.port, stock.name, options=eventual) as client, proxy.connect() as connection:
         warm(connection)
@@ -153,10 +160,11 @@ def fill_at_execute(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(extended, "group", group)
 
 
-@pytest.mark.parametrize("muted", [False, True], ids=["kept", "muted"])
+@kept_and_muted
 def test_trap_16_begin_under_a_role_whose_default_is_repeatable_read(
     stock: Database, make_inner_proxy: MakeInnerProxy, monkeypatch: pytest.MonkeyPatch, muted: bool
 ) -> None:
+    """Coherence trap 16."""
     stock.execute(
         "DROP ROLE IF EXISTS careful",
         "CREATE ROLE careful LOGIN",

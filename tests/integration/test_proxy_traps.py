@@ -35,6 +35,7 @@ def warm_up(world: World, client: object, *shape: bytes) -> bytes:
 
 
 def test_trap_1_same_name_and_same_bytes_with_other_sql_on_two_connections(world: World) -> None:
+    """Proxy trap 1."""
     with world.through() as one, world.through() as two, world.direct() as direct:
         for client, sql in ((one, ONE), (two, OTHER)):
             play(client, [step(P(b"s1", sql, [INT]), S)])
@@ -47,7 +48,7 @@ def test_trap_1_same_name_and_same_bytes_with_other_sql_on_two_connections(world
 
 
 def test_trap_1_same_name_with_other_parameter_types(world: World) -> None:
-    """The bytes of the two Binds are equal and so is the text: only the types given at Parse differ."""
+    """Proxy trap 1. The bytes of the two Binds are equal and so is the text: only the types given at Parse differ."""
     sql = b"SELECT id, $1::text FROM item WHERE id = 7"
     run = (B(b"", b"s1", [1], [b"\0\0\0\x37"]), E(b""), S)
     with world.through() as integer, world.through() as textual, world.direct() as direct:
@@ -63,6 +64,7 @@ def test_trap_1_same_name_with_other_parameter_types(world: World) -> None:
 
 @pytest.mark.parametrize("how", ["Close", "DEALLOCATE", "DEALLOCATE ALL", "DISCARD ALL", "failed Parse"])
 def test_trap_1_a_name_prepared_again_with_other_sql(world: World, how: str) -> None:
+    """Proxy trap 1."""
     end = {
         "Close": step(CS(b"s1"), S),
         "failed Parse": step(P(b"s1", OTHER, [INT]), CS(b"s1"), S, CS(b"s1"), S, count=2),
@@ -81,6 +83,7 @@ def test_trap_1_a_name_prepared_again_with_other_sql(world: World, how: str) -> 
 
 
 def test_trap_4_a_row_limit_is_part_of_the_key(world: World) -> None:
+    """Proxy trap 4."""
     sql = b"SELECT id FROM item WHERE id < 6 ORDER BY id"
     shapes = [(B(b"", b"s1"), DP(), E(b"", limit), S) for limit in (1, 2, 0, 5, 6)]
     with world.through() as client, world.direct() as direct:
@@ -93,6 +96,7 @@ def test_trap_4_a_row_limit_is_part_of_the_key(world: World) -> None:
 
 @pytest.mark.parametrize("begin", [b"BEGIN", b"BEGIN ISOLATION LEVEL READ COMMITTED"])
 def test_trap_4_a_suspended_portal_goes_on_in_its_transaction(world: World, begin: bytes) -> None:
+    """Proxy trap 4."""
     sql = b"SELECT id FROM item WHERE id < 6 ORDER BY id"
     limited = (B(b"", b"s1"), E(b"", 2), S)
     shape = [
@@ -115,6 +119,7 @@ def test_trap_4_a_suspended_portal_goes_on_in_its_transaction(world: World, begi
 
 
 def test_trap_5_no_lock_is_left_behind_by_an_answer_from_memory(world: World) -> None:
+    """Proxy trap 5."""
     with world.through() as client, world.database.connect() as watch:
         play(client, [step(P(b"s1", ONE, [INT]), S)])
         warm_up(world, client, *RUN)
@@ -135,6 +140,7 @@ def test_trap_5_no_lock_is_left_behind_by_an_answer_from_memory(world: World) ->
 
 
 def test_trap_6_deallocate_execute_and_duplicates_find_what_upstream_knows(world: World) -> None:
+    """Proxy trap 6."""
     shape = [
         step(P(b"s6", ONE, [INT]), S), step(B(b"", b"s6", [1], [SEVEN]), E(b""), S), step(P(b"s6", ONE, [INT]), S),
         step(Q(b"EXECUTE s6(7)")), step(Q(b"SELECT count(*) FROM pg_prepared_statements WHERE name = 's6'")),
@@ -164,6 +170,7 @@ RESETS = {
 
 @pytest.mark.parametrize("reset", RESETS)
 def test_trap_8_resets_and_pings_cost_no_hit(world: World, reset: str) -> None:
+    """Proxy trap 8."""
     with world.through() as client, world.direct() as direct, world.proxy.connect() as watch:
         for each in (client, direct):
             play(each, [step(P(b"s1", ONE, [INT]), S)])
@@ -183,6 +190,7 @@ def test_trap_8_resets_and_pings_cost_no_hit(world: World, reset: str) -> None:
 
 
 def test_trap_8_pings_are_not_the_last_statement(world: World) -> None:
+    """Proxy trap 8."""
     with world.proxy.connect(cursor_factory=psycopg.ClientCursor) as connection:
         connection.execute("SELECT name FROM item WHERE id = 7")
         before = connection.execute("SHOW distribcache.last").fetchone()

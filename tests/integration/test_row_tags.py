@@ -213,6 +213,7 @@ UNPINNED = {
 
 @pytest.mark.parametrize("name", UNPINNED)
 def test_what_is_not_pinned_depends_on_the_table(shop: Database, inner: InnerProxy, name: str) -> None:
+    """Coherence traps 6 and 7."""
     with inner.connect(prepare_threshold=None) as connection:
         warm(connection, UNPINNED[name])
         shop.execute("UPDATE item SET price = 0 WHERE id = 90")

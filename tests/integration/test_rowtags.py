@@ -29,6 +29,7 @@ def outcomes(postgres: Postgres) -> Iterator[dict[str, dict[Pin, bool]]]:
 
 @pytest.mark.parametrize("one", SCENARIOS, ids=lambda one: one.name)
 def test_entries_of_changed_rows_die(outcomes: dict[str, dict[Pin, bool]], one: Scenario) -> None:
+    """Coherence traps 8 and 24, and every other kind of change."""
     assert [pin for pin in one.dies if outcomes[one.name][pin]] == []
 
 
@@ -76,6 +77,7 @@ async def registered_late(database: Database, monkeypatch: pytest.MonkeyPatch, *
 async def test_a_set_registered_in_mid_transaction_misses_no_row(
     database: Database, monkeypatch: pytest.MonkeyPatch, watched_before: bool
 ) -> None:
+    """Coherence trap 1."""
     assert not await registered_late(database, monkeypatch, watched_before=watched_before)
 
 
@@ -83,6 +85,7 @@ async def test_a_set_registered_in_mid_transaction_misses_no_row(
 async def test_without_its_wildcard_a_set_registered_in_mid_transaction_is_stale(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Coherence trap 1. Muted: a set that came in mid-transaction is not told."""
     monkeypatch.setattr(Plan, "missed_by", lambda self, earlier: frozenset())
     assert await registered_late(database, monkeypatch, watched_before=True)
 
@@ -144,6 +147,7 @@ MUTED: list[tuple[str, Any, Any, str, Pin]] = [
 async def test_a_muted_rule_leaves_a_stale_entry(
     database: Database, monkeypatch: pytest.MonkeyPatch, method: str, owner: Any, muted: Any, name: str, pin: Pin
 ) -> None:
+    """Coherence traps 8 and 24: rules muted one by one."""
     one = next(one for one in SCENARIOS if one.name == name)
     assert pin in one.dies
     monkeypatch.setattr(owner, method, muted)
@@ -187,7 +191,9 @@ DROPPED = (
 
 @pytest.mark.parametrize("told", [True, False])
 async def test_a_key_that_is_dropped_and_changed_in_one_transaction(database: Database, told: bool) -> None:
-    """Where the event trigger tells of it no read is stale; else the poll of the catalogue ends the entry."""
+    """Coherence trap 8. Where the event trigger tells of it no read is stale; else the poll of the catalogue ends the
+    entry.
+    """
     await asyncio.to_thread(database.execute, *(text.replace("#", "t") for text in KEYED))
     async with following(database.server.conninfo(), database.name) as followed:
         await settled(followed)

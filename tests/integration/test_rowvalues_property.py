@@ -178,6 +178,7 @@ def play(database: Database) -> Outcome:
 
 
 def test_what_is_recognised_is_what_the_stream_prints(database: Database) -> None:
+    """Coherence trap 6."""
     outcome = play(database)
     assert outcome.wrong == []
     assert outcome.found > TRIES
@@ -211,6 +212,7 @@ def test_dates_of_a_thousand_years(database: Database) -> None:
 def test_a_value_taken_for_what_it_resembles_is_found(
     database: Database, monkeypatch: pytest.MonkeyPatch, family: Family, wrong: Any
 ) -> None:
+    """Coherence trap 6. Muted: what resembles a value is taken for it."""
     monkeypatch.setitem(rowvalues._TEXTS, family, wrong)
     assert play(database).wrong != []
 

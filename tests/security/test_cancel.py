@@ -33,6 +33,7 @@ def running(database: Database, text: str) -> int:
 
 
 def test_a_cancel_ends_the_query_of_its_own_client_only(shared_shop: Database, shared_proxy: ProxyProcess) -> None:
+    """Security row 12."""
     with bare(shared_proxy.host, shared_proxy.port, 20) as one, bare(shared_proxy.host, shared_proxy.port, 20) as two:
         for each in (one, two):
             each.login(shared_shop.name)
@@ -46,6 +47,7 @@ def test_a_cancel_ends_the_query_of_its_own_client_only(shared_shop: Database, s
 
 
 def test_cve_2026_6478_forged_secret(shared_shop: Database, shared_proxy: ProxyProcess) -> None:
+    """Security rows 12 and 13."""
     with bare(shared_proxy.host, shared_proxy.port, 20) as victim:
         victim.login(shared_shop.name)
         victim.send(query("SELECT 'unharmed', pg_sleep(0.5)"))
@@ -61,6 +63,7 @@ def test_cve_2026_6478_forged_secret(shared_shop: Database, shared_proxy: ProxyP
 
 
 def test_late_cancel_hits_nothing(shared_shop: Database, shared_proxy: ProxyProcess) -> None:
+    """Coherence trap 15. Security row 12."""
     with bare(shared_proxy.host, shared_proxy.port) as client:
         client.login(shared_shop.name)
         sql = "SELECT name FROM item WHERE id = 3"
@@ -72,7 +75,9 @@ def test_late_cancel_hits_nothing(shared_shop: Database, shared_proxy: ProxyProc
 
 
 def test_a_cancelled_question_of_ours_does_not_end_caching(shared_shop: Database) -> None:
-    """A cancel, or the client's own statement_timeout, may hit the question about the session: it is asked again."""
+    """Coherence trap 15. Security row 12. A cancel, or the client's own statement_timeout, may hit the question about
+    the session: it is asked again.
+    """
     with Relay(shared_shop.server.port, only=b"victim") as relay, proxies() as make:
         proxy = make(f"postgresql://postgres@127.0.0.1:{relay.port}/{shared_shop.name}")
         with psycopg.connect(proxy.conninfo(application_name="victim"), autocommit=True) as connection:
@@ -89,6 +94,7 @@ def test_a_cancelled_question_of_ours_does_not_end_caching(shared_shop: Database
 
 
 def test_cancel_storm(shared_shop: Database, shared_proxy: ProxyProcess) -> None:
+    """Security row 12."""
     with (
         bare(shared_proxy.host, shared_proxy.port, 20) as victim,
         bare(shared_proxy.host, shared_proxy.port, 20) as target,
@@ -126,6 +132,7 @@ def test_cancel_storm(shared_shop: Database, shared_proxy: ProxyProcess) -> None
 
 @pytest.mark.parametrize("protocol", ["simple", "extended"])
 def test_cancel_of_a_follower_in_single_flight(database: Database, make_proxy: MakeProxy, protocol: str) -> None:
+    """Security row 12."""
     database.execute("CREATE TABLE item AS SELECT i AS id FROM generate_series(1, 75) i")
     proxy = make_proxy(database.url(), {"cache.single_flight_wait": "60s"})
     data = query(SLOW) if protocol == "simple" else ask(SLOW)

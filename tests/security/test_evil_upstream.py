@@ -65,7 +65,9 @@ FAULTS: list[Callable[[bytes], bytes]] = [doubled, lost, unknown, short, huge, n
 def test_desync_at_every_position(
     relay: Relay, evil: ProxyProcess, protocol: str, fault: Callable[[bytes], bytes]
 ) -> None:
-    """One message is harmed; afterwards an honest connection that asks the same has to get the truth."""
+    """Security rows 8 and 15. One message is harmed; afterwards an honest connection that asks the same has to get the
+    truth.
+    """
     number = FAULTS.index(fault)
     for position in range(12):
         # A text of its own for each case, so that each has its own key.
@@ -100,6 +102,7 @@ def test_desync_at_every_position(
 
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_sliced_replies_are_the_same(relay: Relay, evil: ProxyProcess, size: int) -> None:
+    """Security row 15."""
     relay.slice_bytes = size
     try:
         for number in range(5):
@@ -178,6 +181,7 @@ def error_of(proxy: ProxyProcess) -> dict[str, str]:
 
 @pytest.mark.parametrize("stage", ["sslmode=require"], indirect=True)
 def test_cve_2021_23222_bytes_after_the_answer_to_ssl_request(stage: Stage) -> None:
+    """Security rows 5 and 8."""
     def serve(client: socket.socket) -> None:
         client.recv(8)
         client.sendall(b"S" + message("R", struct.pack("!i", 0)) + message("Z", b"I"))
@@ -190,6 +194,7 @@ def test_cve_2021_23222_bytes_after_the_answer_to_ssl_request(stage: Stage) -> N
 
 @pytest.mark.parametrize("stage", ["sslmode=prefer"], indirect=True)
 def test_cve_2024_10977_error_before_tls_is_not_shown(stage: Stage) -> None:
+    """Security rows 6 and 8."""
     def serve(client: socket.socket) -> None:
         client.recv(8)
         client.sendall(message("E", b"SFATAL\0C28000\0MSend your password to evil.example\0\0"))
@@ -214,7 +219,7 @@ def sasl(body: bytes) -> Callable[[socket.socket], None]:
 
 
 def test_cve_2026_6665_long_server_nonce(stage: Stage) -> None:
-    """A nonce of 64 KB is relayed or refused, never fatal; one of a gigabyte is not waited for."""
+    """Security row 8. A nonce of 64 KB is relayed or refused, never fatal; one of a gigabyte is not waited for."""
     proxy = stage.says(sasl(message("R", struct.pack("!i", 11) + b"r=" + b"n" * 65536)))
     with bare(proxy.host, proxy.port, 5) as client:
         client.send(startup("alice"))
@@ -256,6 +261,7 @@ LOGIN = message("R", struct.pack("!i", 0)) + message("K", struct.pack("!ii", 77,
 )
 @pytest.mark.parametrize("when", ["login", "query"])
 def test_garbage_from_the_server(stage: Stage, reply: bytes, when: str) -> None:
+    """Security row 8."""
     def serve(client: socket.socket) -> None:
         if b"alice" not in client.recv(10_000):
             return

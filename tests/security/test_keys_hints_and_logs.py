@@ -66,6 +66,7 @@ def key(request: tuple[Any, ...]) -> tuple[int, bytes]:
 @given(REQUEST, REQUEST)
 def test_different_requests_never_share_a_key(one: tuple[Any, ...], two: tuple[Any, ...]) -> None:
     # The name of a statement is no part of it; whether there is one only decides which of two forms the key has.
+    """Security row 20."""
     if (*one[:8], bool(one[8])) != (*two[:8], bool(two[8])):
         assert key(one) != key(two)
     else:
@@ -77,6 +78,7 @@ COLUMNS = len(SCOPE_COLUMNS) + len(OWN) + len(KEYED)
 
 @pytest.mark.parametrize("column", range(COLUMNS))
 def test_every_input_of_the_session_is_in_its_scope(column: int) -> None:
+    """Security row 20."""
     names = [*SCOPE_COLUMNS, *OWN, *KEYED]
     row: list[bytes | None] = [b"0"] * COLUMNS
     row[names.index("schemas")] = b'["pg_catalog", "public"]'
@@ -99,7 +101,9 @@ def test_every_input_of_the_session_is_in_its_scope(column: int) -> None:
 
 
 def test_a_name_that_means_another_statement_elsewhere(shared_shop: Database, shared_proxy: ProxyProcess) -> None:
-    """Byte-identical Binds on two connections, for different SQL (pgcat, pgdog: prepared statements mixed up)."""
+    """Proxy trap 1. Security row 20. Byte-identical Binds on two connections, for different SQL (pgcat, pgdog:
+    prepared statements mixed up).
+    """
     with bare(shared_proxy.host, shared_proxy.port) as one, bare(shared_proxy.host, shared_proxy.port) as two:
         for number, client in enumerate((one, two), 1):
             client.login(shared_shop.name)
@@ -122,6 +126,7 @@ def test_a_name_that_means_another_statement_elsewhere(shared_shop: Database, sh
 def test_a_name_that_is_given_another_statement_behind_our_back(
     shared_shop: Database, shared_proxy: ProxyProcess, swap: str
 ) -> None:
+    """Security row 20."""
     with bare(shared_proxy.host, shared_proxy.port) as client, bare(shared_proxy.host, shared_proxy.port) as other:
         client.login(shared_shop.name)
         other.login(shared_shop.name)
@@ -161,6 +166,7 @@ def test_a_name_that_is_given_another_statement_behind_our_back(
 def test_comments_only_narrow(
     shared_shop: Database, shared_proxy: ProxyProcess, sql: str, cached: bool, protocol: str
 ) -> None:
+    """Security row 19."""
     factory = psycopg.ClientCursor if protocol == "simple" else psycopg.Cursor
     with shared_proxy.connect(cursor_factory=factory) as connection:
 
@@ -189,7 +195,7 @@ def nasty_database(postgres: Postgres) -> Iterator[Database]:
 
 
 def test_log_injection_and_secrets(nasty_database: Database, make_proxy: MakeProxy, scram_server: Postgres) -> None:
-    """No text of a client, no name of its choice and no password reaches the log as it is."""
+    """Security row 18. No text of a client, no name of its choice and no password reaches the log as it is."""
     proxy = make_proxy(scram_server.url(user="alice", password="secret of alice"), {}, serving=False)
     proxy.database = "postgres"
     for user, database in ((NASTY, "postgres"), ("alice", NASTY), ("\x1b[31m", "\n")):
@@ -250,6 +256,7 @@ def test_log_injection_and_secrets(nasty_database: Database, make_proxy: MakePro
     ],
 )
 def test_who_is_on_loopback(peer: object, loopback: bool) -> None:
+    """Proxy trap 7."""
     class Listener:
         node = None
 
@@ -265,7 +272,7 @@ CLEARTEXT = message("R", struct.pack("!i", 3))
 @pytest.mark.parametrize("needed", [True, False])
 @pytest.mark.parametrize("challenged", [True, False])
 def test_trust_is_refused_to_strangers(needed: bool, challenged: bool) -> None:
-    """pg_hba.conf's trust sees our address, not the client's."""
+    """Proxy trap 7. Security row 9. pg_hba.conf's trust sees our address, not the client's."""
     login = Login(strip_plus=True, challenge_needed=needed)
     said = (CLEARTEXT if challenged else b"") + OK
     if needed and not challenged:

@@ -71,6 +71,7 @@ def denied(connection: Connection, sql: str = READ) -> bool:
 
 
 def test_cve_2024_45624_set_role(connect: Callable[..., Connection]) -> None:
+    """Security row 1."""
     with connect() as admin:
         hot(admin)
         admin.execute("SET ROLE bob")
@@ -80,6 +81,7 @@ def test_cve_2024_45624_set_role(connect: Callable[..., Connection]) -> None:
 
 
 def test_cve_2024_45624_set_session_authorization(connect: Callable[..., Connection]) -> None:
+    """Security row 1."""
     with connect() as admin:
         hot(admin)
         admin.execute("SET SESSION AUTHORIZATION bob")
@@ -89,6 +91,7 @@ def test_cve_2024_45624_set_session_authorization(connect: Callable[..., Connect
 
 
 def test_cve_2024_45624_row_security(connect: Callable[..., Connection]) -> None:
+    """Security row 1."""
     sql = "SELECT name FROM secret ORDER BY id"
     with connect() as admin, connect("ann") as ann:
         assert hot(ann, sql) == [("of ann",), ("of bob",)]
@@ -104,6 +107,7 @@ def test_cve_2024_45624_row_security(connect: Callable[..., Connection]) -> None
 
 
 def test_cve_2024_45624_revoke(connect: Callable[..., Connection]) -> None:
+    """Security row 1."""
     with connect() as admin, connect("ann") as ann:
         hot(ann)
         admin.execute("REVOKE SELECT ON item FROM ann")
@@ -113,6 +117,7 @@ def test_cve_2024_45624_revoke(connect: Callable[..., Connection]) -> None:
 
 
 def test_cve_2024_45624_bypassrls(connect: Callable[..., Connection]) -> None:
+    """Security row 1."""
     sql = "SELECT name FROM secret ORDER BY id"
     with connect() as admin:
         admin.execute("CREATE POLICY own ON secret USING (owner = current_user)")
@@ -126,6 +131,7 @@ def test_cve_2024_45624_bypassrls(connect: Callable[..., Connection]) -> None:
 
 
 def test_cve_2024_45624_set_schema(connect: Callable[..., Connection]) -> None:
+    """Security row 1."""
     with connect() as admin, connect("ann") as ann:
         hot(ann)
         admin.execute("ALTER TABLE item SET SCHEMA other")
@@ -135,6 +141,7 @@ def test_cve_2024_45624_set_schema(connect: Callable[..., Connection]) -> None:
 
 
 def test_revoke_in_a_transaction_counts_when_it_ends(connect: Callable[..., Connection]) -> None:
+    """Security row 1."""
     with connect() as admin, connect("ann") as ann:
         hot(ann)
         admin.execute("BEGIN")
@@ -145,7 +152,7 @@ def test_revoke_in_a_transaction_counts_when_it_ends(connect: Callable[..., Conn
 
 
 def test_cve_2024_10978_role_after_the_transaction(connect: Callable[..., Connection]) -> None:
-    """SET LOCAL ROLE ends with its transaction, a SET in a rolled back one never was."""
+    """Security rows 2 and 4. SET LOCAL ROLE ends with its transaction, a SET in a rolled back one never was."""
     with connect() as admin:
         hot(admin)
         admin.execute("BEGIN")
@@ -164,6 +171,7 @@ def test_cve_2024_10978_role_after_the_transaction(connect: Callable[..., Connec
 
 
 def test_rejected_set_role_changes_nothing(connect: Callable[..., Connection]) -> None:
+    """Security row 2."""
     with connect() as admin, connect("bob") as bob:
         hot(admin)
         for statement in ("SET ROLE postgres", "SET SESSION AUTHORIZATION postgres", "SET ROLE nobody_at_all"):
@@ -173,6 +181,7 @@ def test_rejected_set_role_changes_nothing(connect: Callable[..., Connection]) -
 
 
 def test_set_in_an_aborted_transaction(connect: Callable[..., Connection]) -> None:
+    """Security row 2."""
     with connect() as admin:
         hot(admin)
         admin.execute("BEGIN")
@@ -186,6 +195,7 @@ def test_set_in_an_aborted_transaction(connect: Callable[..., Connection]) -> No
 
 
 def test_savepoint_takes_a_role_back(connect: Callable[..., Connection]) -> None:
+    """Security row 2."""
     with connect() as admin:
         hot(admin)
         admin.execute("BEGIN")
@@ -209,6 +219,7 @@ def test_savepoint_takes_a_role_back(connect: Callable[..., Connection]) -> None
     ],
 )
 def test_role_changed_out_of_sight(connect: Callable[..., Connection], shared_shop: Database, hidden: str) -> None:
+    """Security row 2."""
     body = "LANGUAGE plpgsql AS $$ BEGIN PERFORM set_config('role', 'bob', false); END $$"
     shared_shop.execute(
         f"CREATE OR REPLACE FUNCTION pg_temp_free_role_change() RETURNS void {body}",
@@ -226,6 +237,7 @@ def test_role_changed_out_of_sight(connect: Callable[..., Connection], shared_sh
 
 
 def test_search_path_decides_which_table(connect: Callable[..., Connection], shared_shop: Database) -> None:
+    """Proxy trap 3. Security row 20."""
     shared_shop.execute("CREATE TABLE other.item (id int, name text)", "INSERT INTO other.item VALUES (1, 'other')")
     with connect() as one, connect(options="-c search_path=other") as two:
         for _ in range(3):
@@ -243,6 +255,7 @@ def test_search_path_decides_which_table(connect: Callable[..., Connection], sha
 
 @pytest.mark.parametrize("where", ["here", "do", "before"])
 def test_temporary_table_shadows(connect: Callable[..., Connection], where: str) -> None:
+    """Coherence trap 12."""
     make = "CREATE TEMP TABLE item (id int, name text)"
     with connect() as other:
         hot(other)
@@ -258,6 +271,7 @@ def test_temporary_table_shadows(connect: Callable[..., Connection], where: str)
 
 
 def test_settings_that_shape_bytes(connect: Callable[..., Connection], shared_shop: Database) -> None:
+    """Proxy trap 3. Security row 20."""
     shared_shop.execute(
         "DROP TABLE IF EXISTS shaped",
         "CREATE TABLE shaped AS SELECT '2024-05-17 12:00+00'::timestamptz AS t, 0.1::float8 + 0.2 AS f, "
@@ -285,6 +299,7 @@ def test_settings_that_shape_bytes(connect: Callable[..., Connection], shared_sh
 def test_plain_begin_under_a_role_that_defaults_to_repeatable_read(
     connect: Callable[..., Connection], shared_shop: Database
 ) -> None:
+    """Coherence trap 16."""
     shared_shop.execute("ALTER ROLE ann SET default_transaction_isolation = 'repeatable read'")
     with connect("ann") as ann:
         hot(ann)
@@ -300,6 +315,7 @@ def test_plain_begin_under_a_role_that_defaults_to_repeatable_read(
 
 
 def test_membership_revoked(connect: Callable[..., Connection], shared_shop: Database) -> None:
+    """Security row 1."""
     shared_shop.execute("GRANT ann TO bob")
     with connect("bob") as bob, connect() as admin:
         hot(bob)
@@ -308,7 +324,7 @@ def test_membership_revoked(connect: Callable[..., Connection], shared_shop: Dat
 
 
 def test_readyset_acl_a_role_fills_what_another_may_not_read(connect: Callable[..., Connection]) -> None:
-    """Ann may become reader and fills as such; bob has the same text and no right."""
+    """Security row 3. Ann may become reader and fills as such; bob has the same text and no right."""
     with connect("ann") as ann, connect("bob") as bob:
         hot(ann)
         assert denied(bob)
@@ -317,6 +333,7 @@ def test_readyset_acl_a_role_fills_what_another_may_not_read(connect: Callable[.
 
 
 def test_privilege_revoked_between_parse_and_execute(connect: Callable[..., Connection], protocol: str) -> None:
+    """Security row 3."""
     if protocol != "prepared":
         pytest.skip("only a named statement lives long enough")
     with connect("ann") as ann, connect() as admin:
@@ -328,6 +345,7 @@ def test_privilege_revoked_between_parse_and_execute(connect: Callable[..., Conn
 def test_security_definer_and_views_are_judged_by_their_owner(
     connect: Callable[..., Connection], shared_shop: Database
 ) -> None:
+    """Security row 4."""
     shared_shop.execute(
         "CREATE VIEW other.shown AS SELECT name FROM secret WHERE owner = current_user",
         "GRANT USAGE ON SCHEMA other TO ann, bob",

@@ -105,6 +105,7 @@ def test_every_way_to_log_in_over_every_pair_of_legs(legs: Legs, user: str, clie
 
 @pytest.mark.parametrize(("client", "server"), BOTH)
 def test_channel_binding_require_fails_loudly(legs: Legs, client: bool, server: bool) -> None:
+    """Proxy trap 2. Security row 10."""
     proxy = legs(client, server)
     mode = "require" if client else "disable"
     text = proxy.conninfo("alice", sslmode=mode, password="secret of alice", channel_binding="require")
@@ -113,13 +114,16 @@ def test_channel_binding_require_fails_loudly(legs: Legs, client: bool, server: 
 
 
 def test_two_tls_legs_say_what_to_do_about_channel_binding(legs: Legs) -> None:
-    """libpq prefers channel binding, sees TLS and no -PLUS, and says so in SCRAM: the server takes it for an attack."""
+    """Proxy trap 2. Security row 10. libpq prefers channel binding, sees TLS and no -PLUS, and says so in SCRAM: the
+    server takes it for an attack.
+    """
     proxy = legs(True, True)
     with pytest.raises(psycopg.OperationalError, match="channel_binding=disable"):
         psycopg.connect(proxy.conninfo("alice", sslmode="require", password="secret of alice"))
 
 
 def test_plus_passes_when_our_certificate_is_the_servers_own(tls_server: Postgres, theirs: tuple[Path, Path]) -> None:
+    """Proxy trap 2. Security row 10."""
     with proxies() as make:
         settings = {"listen.tls_cert": str(theirs[0]), "listen.tls_key": str(theirs[1])}
         proxy = make(f"{tls_server.url()}?sslmode=require", settings)
@@ -143,7 +147,7 @@ def test_plus_passes_when_our_certificate_is_the_servers_own(tls_server: Postgre
 def test_cve_2025_2291_the_server_decides_every_login(
     scram_proxy: ProxyProcess, scram_server: Postgres, user: str, password: str
 ) -> None:
-    """Expired passwords, unknown users and wrong passwords: the very words of the server."""
+    """Security row 9. Expired passwords, unknown users and wrong passwords: the very words of the server."""
     words = []
     for where in (scram_proxy.conninfo(user, dbname="postgres"), scram_server.conninfo("postgres", user)):
         with pytest.raises(psycopg.OperationalError) as refused:
@@ -155,7 +159,7 @@ def test_cve_2025_2291_the_server_decides_every_login(
 
 
 def test_cve_2025_12819_search_path_in_the_startup_message(scram_proxy: ProxyProcess, scram_server: Postgres) -> None:
-    """What a client sets before its login changes nothing of what the cache asks for itself."""
+    """Security row 9. What a client sets before its login changes nothing of what the cache asks for itself."""
     with psycopg.connect(scram_server.conninfo(), autocommit=True) as admin:
         admin.execute("CREATE SCHEMA IF NOT EXISTS trap")
         admin.execute("CREATE OR REPLACE FUNCTION trap.current_setting(text, boolean) RETURNS text LANGUAGE sql AS "
@@ -177,6 +181,7 @@ def test_cve_2025_12819_search_path_in_the_startup_message(scram_proxy: ProxyPro
 
 
 def test_cve_2021_23214_with_tls_offered(legs: Legs) -> None:
+    """Security row 5."""
     proxy = legs(True, False)
     with bare(proxy.host, proxy.port) as client:
         client.send(SSL_REQUEST + startup("alice"))
@@ -198,6 +203,7 @@ def test_cve_2021_23214_with_tls_offered(legs: Legs) -> None:
 def test_upstream_certificate_is_verified(
     tls_server: Postgres, theirs: tuple[Path, Path], ours: tuple[Path, Path]
 ) -> None:
+    """Security row 10."""
     with proxies() as make:
         good = make(f"{tls_server.url()}?sslmode=verify-full&sslrootcert={theirs[0]}")
         good.database = "postgres"

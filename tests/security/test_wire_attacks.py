@@ -32,6 +32,7 @@ def refused(client: Bare, sqlstate: str = "08P01") -> dict[str, str]:
 
 
 def test_cve_2021_23214_bytes_after_ssl_request(proxy: ProxyProcess) -> None:
+    """Security row 5."""
     with bare(proxy.host, proxy.port) as client:
         client.send(SSL_REQUEST + startup(database=proxy.database) + query("SELECT 1"))
         assert "unencrypted" in refused(client)["M"]
@@ -55,6 +56,7 @@ def test_cve_2021_23214_bytes_after_ssl_request(proxy: ProxyProcess) -> None:
     ],
 )
 def test_cve_2026_6664_malformed_startup(shared_proxy: ProxyProcess, packet: bytes) -> None:
+    """Security row 7."""
     with bare(shared_proxy.host, shared_proxy.port) as client:
         client.send(packet)
         messages = client.rest()
@@ -65,6 +67,7 @@ def test_cve_2026_6664_malformed_startup(shared_proxy: ProxyProcess, packet: byt
 
 @pytest.mark.parametrize("length", [0, 3, -1, 2**31 - 1, -(2**31), 4, 5000])
 def test_cve_2026_6664_sasl_flood(scram_proxy: ProxyProcess, length: int) -> None:
+    """Security row 7."""
     with bare(scram_proxy.host, scram_proxy.port) as client:
         client.send(startup("alice", "postgres"))
         kind, body = client.read() or ("", b"")
@@ -76,6 +79,7 @@ def test_cve_2026_6664_sasl_flood(scram_proxy: ProxyProcess, length: int) -> Non
 
 
 def test_flood_before_the_login_is_bounded(scram_proxy: ProxyProcess) -> None:
+    """Security row 7."""
     with bare(scram_proxy.host, scram_proxy.port) as client:
         client.send(startup("alice", "postgres"))
         client.read()
@@ -89,6 +93,7 @@ def test_flood_before_the_login_is_bounded(scram_proxy: ProxyProcess) -> None:
 @pytest.mark.parametrize("length", [0, 3, 2**31 - 1, 2**31, 2**32 - 1, 0x40000000])
 @pytest.mark.parametrize("kind", ["Q", "P", "B", "E", "S", "d", "?"])
 def test_cve_2024_27304_impossible_lengths(shared_proxy: ProxyProcess, kind: str, length: int) -> None:
+    """Security row 14."""
     with bare(shared_proxy.host, shared_proxy.port) as client:
         client.login(shared_proxy.database)
         client.send(kind.encode() + struct.pack("!I", length) + b"SELECT 1\0" * 3)
@@ -97,7 +102,9 @@ def test_cve_2024_27304_impossible_lengths(shared_proxy: ProxyProcess, kind: str
 
 
 def test_empty_and_cut_messages_on_the_hit_path(shared_proxy: ProxyProcess) -> None:
-    """Every message type without a body, and valid ones cut short, sent by a session that is being served."""
+    """Security row 7. Every message type without a body, and valid ones cut short, sent by a session that is being
+    served.
+    """
     good = parse("SELECT name FROM item WHERE id = 1") + bind() + DESCRIBE + EXECUTE + SYNC
     for kind in "QPBDECSHFX?":
         for tail in (b"", SYNC):
@@ -119,6 +126,7 @@ def test_empty_and_cut_messages_on_the_hit_path(shared_proxy: ProxyProcess) -> N
 
 
 def test_unknown_type_and_wrong_order(shared_shop: Database, shared_proxy: ProxyProcess) -> None:
+    """Security row 7."""
     with bare(shared_proxy.host, shared_proxy.port) as client:
         client.login(shared_proxy.database)
         client.send(message("y", b"?"))
@@ -141,6 +149,7 @@ def test_unknown_type_and_wrong_order(shared_shop: Database, shared_proxy: Proxy
 
 
 def test_random_bytes_end_only_their_own_connection(shared_proxy: ProxyProcess) -> None:
+    """Security row 7."""
     dice = random.Random(20211)
     sql = "SELECT name FROM item WHERE id = 2"
     good = query(sql) + parse(sql) + bind() + EXECUTE + SYNC
@@ -160,6 +169,7 @@ def test_random_bytes_end_only_their_own_connection(shared_proxy: ProxyProcess) 
 
 
 def test_slowloris_is_disconnected(database: Database, make_proxy: MakeProxy) -> None:
+    """Security row 17."""
     proxy = make_proxy(database.url(), {"listen.login_timeout": "300ms"})
     for first in (b"", startup(database=database.name)[:20], SSL_REQUEST):
         with bare(proxy.host, proxy.port) as client:
@@ -174,6 +184,7 @@ def test_slowloris_is_disconnected(database: Database, make_proxy: MakeProxy) ->
 
 @pytest.mark.parametrize("sslmode", ["disable", "prefer"])
 def test_max_clients_is_said(database: Database, make_proxy: MakeProxy, sslmode: str) -> None:
+    """Security row 17."""
     proxy = make_proxy(database.url(), {"listen.max_clients": "2"})
     with proxy.connect(), proxy.connect() as second:
         with pytest.raises(psycopg.OperationalError, match="too many clients"):

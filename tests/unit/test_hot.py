@@ -130,6 +130,7 @@ def test_a_policy_that_does_not_exist() -> None:
 
 
 def test_the_collector_does_not_track_entries() -> None:
+    """Proxy trap 9."""
     cache = HotCache(10**6, 10**6)
     cache.put(key(1), entry())
     gc.collect()

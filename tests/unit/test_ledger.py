@@ -22,6 +22,7 @@ SEGMENT = 16 * 1024 * 1024
 
 
 def test_words_are_single_aligned_words() -> None:
+    """Coherence trap 18."""
     ledger = Ledger()
     assert ledger.words.format == "Q"
     assert ledger.words.itemsize == 8
