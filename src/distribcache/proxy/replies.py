@@ -21,6 +21,7 @@ from struct import Struct
 
 from distribcache.errors import ProtocolError
 from distribcache.proxy.fill import Fill
+from distribcache.wire.buffer import MAX_MESSAGE
 
 __all__ = ["Op", "Replies"]
 
@@ -202,6 +203,8 @@ class Replies:
                 raise ProtocolError(f"message {chr(kind)!r} from the server{_unasked(head)}")
             ours = head is not None and head.ours and kind not in _ALWAYS_RELAYED
             if end > size:
+                if length > MAX_MESSAGE:
+                    raise ProtocolError(f"message {chr(kind)!r} from the server has length {length}")
                 if kind in _STREAMED and not ours:
                     self._stream = end - size
                     self._stream_fill = None if head is None else head.fill
