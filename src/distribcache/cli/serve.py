@@ -39,9 +39,13 @@ class Proxy:
         self.settings = settings
         url = settings.upstream_url()
         self.target = read_target(url, settings.upstream.connect_timeout)
-        options = Options.from_settings(settings.freshness, connect_timeout_s=settings.upstream.connect_timeout)
+        options = Options.from_settings(
+            settings.freshness,
+            connect_timeout_s=settings.upstream.connect_timeout,
+            tightest_s=min(settings.staleness.bounds.values(), default=None),
+        )
         self.databases = Databases(url, options, log)
-        self.node = Node(settings, self.databases)
+        self.node = Node(settings, self.databases, log)
         self.listener = Listener(self.node, self.target, log)
         self.admin = Admin(self.node)
         self.address = ("", 0)

@@ -63,7 +63,7 @@ class Following:
         self.options = options
         self.lose = lose
         self.counters = coverage.counters
-        self.quarter_ns = int(options.max_staleness_s * 1e9) // 4
+        self.quarter_ns = int(min(options.max_staleness_s, options.tightest_s) * 1e9) // 4
         self.reader = Reader(
             link.stream,
             on_commit=self._on_commit,

@@ -78,6 +78,11 @@ class DatabaseCoherence:
         return self.coverage.serving
 
     @property
+    def plugin(self) -> str:
+        """The output plugin of the present stream; empty when there is none."""
+        return "" if self._following is None else self._following.link.plugin
+
+    @property
     def reason(self) -> str:
         """A stable code while nothing is served, else empty."""
         if self.coverage.serving:
@@ -106,6 +111,11 @@ class DatabaseCoherence:
     @property
     def floor_ns(self) -> int:
         return self.words[FLOORS]
+
+    @property
+    def looked_at(self) -> int:
+        """When the last complete look at the whole catalogue began; 0 when there was none."""
+        return self.coverage.full_at
 
     def raise_floor(self, now: int) -> None:
         """An exchange through this node ended that was not a proven pure read: older knowledge is too old (R4)."""
@@ -186,6 +196,7 @@ class DatabaseCoherence:
         counters.lag_bytes = max(0, insert - coverage.received) if insert else 0
         return {
             "mode": self.mode,
+            "plugin": self.plugin or None,
             "serving": self.serving,
             "reason": self.reason or None,
             "detail": self.detail or None,

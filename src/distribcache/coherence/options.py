@@ -30,6 +30,8 @@ class Options:
     """Durations in seconds, sizes in bytes. ``tables`` is the number of dense ledger slots."""
 
     max_staleness_s: float = 1.0
+    tightest_s: float = 1.0
+    """The shortest bound of any class of statements: probes keep up with that."""
     max_wal_lag: int = 256 << 20
     schema_poll_s: float = 1.0
     quick_poll_s: float = 0.25
@@ -43,10 +45,13 @@ class Options:
     tables: int = 1 << 16
 
     @classmethod
-    def from_settings(cls, settings: FreshnessSettings, *, connect_timeout_s: float = 10.0) -> Options:
+    def from_settings(
+        cls, settings: FreshnessSettings, *, connect_timeout_s: float = 10.0, tightest_s: float | None = None
+    ) -> Options:
         """From the section [freshness]."""
         return cls(
             max_staleness_s=settings.max_staleness,
+            tightest_s=settings.max_staleness if tightest_s is None else min(tightest_s, settings.max_staleness),
             max_wal_lag=settings.max_wal_lag,
             schema_poll_s=min(settings.schema_poll_s, settings.max_staleness),
             quick_poll_s=min(0.25, settings.max_staleness),

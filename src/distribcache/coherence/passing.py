@@ -19,6 +19,7 @@ class PassThrough:
     """The same face as ``DatabaseCoherence``; it serves and asks nothing."""
 
     mode = "off"
+    plugin = ""
 
     def __init__(self, name: str, reason: str) -> None:
         self.name = name
@@ -34,6 +35,7 @@ class PassThrough:
         self.reason = reason
         self.detail, self.hint = REASONS[reason]
         self.floor_ns = 0
+        self.looked_at = 0
         self.ledger.renew(self.epoch)
 
     def raise_floor(self, now: int) -> None:

@@ -32,6 +32,7 @@ class TtlOnly:
     """The same face as ``DatabaseCoherence``, without coherence."""
 
     mode = "ttl"
+    plugin = ""
 
     def __init__(
         self, conninfo: str, name: str, options: Options | None = None, log: Callable[[str], None] = lambda _: None
@@ -46,6 +47,7 @@ class TtlOnly:
         self.server_version_num = 0
         self.epoch_listeners: list[Callable[[int], None]] = []
         self.epoch = 0
+        self.looked_at = 0
         self.serving = True
         self.reason = ""
         self.detail = "only time ends an entry: answers may be as old as their TTL"

@@ -111,6 +111,9 @@ def _explain(error: ValidationError, sources: Mapping[str, str]) -> ConfigError:
         message, remedy = "neither yes nor no", "write true or false"
     elif message.startswith("Input should be "):
         message, remedy = "not accepted", "it should be " + message.removeprefix("Input should be ")
+    if not name:  # a rule about several sections says itself which key is wrong
+        name, _, message = message.partition(": ")
+        return ConfigError(f"{name}: {message}", where=sources.get(name, ""), hint=remedy)
     given = first["input"]
     if isinstance(given, dict | BaseModel):
         # A rule about several keys: the place is that of the first key of the section that was set at all.

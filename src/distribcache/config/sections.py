@@ -24,8 +24,8 @@ from distribcache.errors import ConfigError
 from distribcache.query import Consistency, WorkloadType
 
 __all__ = [
-    "Admin", "Auth", "Cache", "Freshness", "HotTier", "Listen", "Settings", "Ttl", "Upstream", "fields",
-    "mask", "value_text",
+    "Admin", "Audit", "Auth", "Cache", "Freshness", "HotTier", "Listen", "Settings", "Staleness", "Ttl", "Upstream",
+    "fields", "mask", "value_text",
 ]
 
 ENV_PREFIX = "DISTRIBCACHE_"
@@ -64,11 +64,21 @@ Size = Annotated[int, BeforeValidator(parse_size)]
 Duration = Annotated[float, BeforeValidator(parse_duration)]
 Socket = Annotated[str, AfterValidator(_address)]
 Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 def _setting(default: object, text: str) -> Any:
     """A default as one would write it in the file, and what the reference says about the key."""
     return Field(default, description=text)
+
+
+def _bound(value: float | None) -> float | None:
+    if value is not None and value < 0.01:
+        raise ValueError("too small; the least is 10ms")
+    return value
+
+
+Bound = Annotated[Duration | None, Field(validate_default=False), AfterValidator(_bound)]
 
 
 class _Section(BaseModel):
@@ -218,6 +228,35 @@ class Freshness(_Section):
         return self.max_staleness if self.schema_poll is None else self.schema_poll
 
 
+class Staleness(_Section):
+    """How old answers of one class of statements may be, where that is less than freshness.max_staleness."""
+
+    oltp: Bound = _setting(None, "Point reads and small writes.")
+    olap: Bound = _setting(None, "Scans and aggregates.")
+    vector: Bound = _setting(None, "Similarity searches.")
+    ai_agent: Bound = _setting(None, "Context, tools and conversation of agents.")
+    rag: Bound = _setting(None, "Retrieval for generation.")
+    default: Bound = _setting(None, "Everything else.")
+
+    @property
+    def bounds(self) -> dict[str, float]:
+        """Seconds by the name of the class, of those that have a bound of their own."""
+        names = {each.value: "default" if each is WorkloadType.MIXED else each.value for each in WorkloadType}
+        return {name: seconds for name, key in names.items() if (seconds := getattr(self, key)) is not None}
+
+
+class Audit(_Section):
+    """Hits that are asked again, to measure that they were right."""
+
+    sample: Share = _setting(
+        "0.0001", "The share of hits that PostgreSQL is asked again behind the answer, on the client's own idle "
+        "connection; 0 turns it off, 1 means all.",
+    )
+    max_cost: Duration = _setting("50ms", "A statement that took longer than this when its answer was stored is not "
+        "asked again.",
+    )
+
+
 class Auth(_Section):
     """Logins. They are decided by PostgreSQL; the cache only relays them."""
 
@@ -237,9 +276,23 @@ class Settings(_Section):
     l1: HotTier = Field(default_factory=HotTier)
     ttl: Ttl = Field(default_factory=Ttl)
     freshness: Freshness = Field(default_factory=Freshness)
+    staleness: Staleness = Field(default_factory=Staleness)
+    audit: Audit = Field(default_factory=Audit)
     auth: Auth = Field(default_factory=Auth)
 
     _sources: dict[str, str] = PrivateAttr(default_factory=dict)
+
+    @check(mode="after")
+    def _only_tighter(self) -> Settings:
+        most = self.freshness.max_staleness
+        for key, _ in self.staleness:
+            seconds = getattr(self.staleness, key)
+            if seconds is not None and seconds > most:
+                raise ValueError(
+                    f"staleness.{key}: {duration_text(seconds)} is longer than freshness.max_staleness "
+                    f"({duration_text(most)}); raise that one, and give the other classes a bound of their own"
+                )
+        return self
 
     @property
     def sources(self) -> Mapping[str, str]:
@@ -280,6 +333,8 @@ def value_text(name: str, value: Any) -> str:
     units = [item for item in fields(section)[key].metadata if isinstance(item, BeforeValidator)]
     if units and units[0].func is parse_size:
         return size_text(value)
+    if name == "audit.sample":
+        return f"{value:g}"
     return duration_text(value) if isinstance(value, float) else str(value)
 
 

@@ -29,8 +29,8 @@ async def relay_cancel(node: Node, target: Target, request: CancelRequest) -> No
     try:
         node.totals.cancels += 1
         session = node.sessions.get((request.pid, request.secret))
-        if session is not None:
-            session.cancelled()
+        if session is not None and session.cancelled():
+            return
         transport, peer, _ = await connect(target)
         gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         peer.on_lost = lambda: None if gone.done() else gone.set_result(None)

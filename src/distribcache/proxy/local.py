@@ -50,7 +50,8 @@ class State:
     kept: bytes | None
     portal: int
     out: list[bytes] = field(default_factory=list)
-    hits: list[tuple[tuple[int, bytes], Entry]] = field(default_factory=list)
+    hits: list[tuple[tuple[int, bytes], Entry, bytes]] = field(default_factory=list)
+    """Key, entry, and the bytes of the run."""
 
     @classmethod
     def of(cls, s: Session) -> State:
@@ -171,7 +172,7 @@ def _read(
         return False
     if run.parse is None and run.bind.name:
         s.hot.names[run.bind.name] = (key[0], statement.proved)
-    state.hits.append((key, entry))
+    state.hits.append((key, entry, data[run.start : run.end]))
     state.out.append(entry[PAYLOAD])
     return True
 
@@ -248,6 +249,6 @@ def apply(s: Session, state: State) -> None:
                 mine.pop(name, None)
             else:
                 mine[name] = prepared
-    for key, entry in state.hits:
-        serve_entry(s, key, entry)
+    for key, entry, asked in state.hits:
+        serve_entry(s, key, entry, asked)
     s.refresh()

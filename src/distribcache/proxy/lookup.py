@@ -95,9 +95,9 @@ def find(s: Session, key: Key) -> Entry | Wait | None:
         return None
     now = now_ns()
     if s.careful and s.coherence.mode == "ttl":  # no floor is ever missed there
-        young = not s.strict and now - (entry[AT_NS] - entry[COST_NS]) <= hot.max_staleness
+        young = not s.strict and now - (entry[AT_NS] - entry[COST_NS]) <= s.staleness_of(entry)
         return entry if young else None
-    floor = now - hot.max_staleness
+    floor = now - s.staleness_of(entry)
     if not hot.eventual:
         floor = max(floor, words[FLOORS], hot.notified)
     if s.strict:
@@ -110,8 +110,8 @@ def find(s: Session, key: Key) -> Entry | Wait | None:
     return None
 
 
-def serve_entry(s: Session, key: Key, entry: Entry) -> bytes:
-    """Count a hit that the hit path did not see, and return its bytes."""
+def serve_entry(s: Session, key: Key, entry: Entry, asked: bytes) -> bytes:
+    """Count a hit that the hit path did not see, and return its bytes. ``asked``: the Query or the run."""
     hot = s.hot
     if hot.touch is None:
         entry[6][0] = 1
@@ -123,6 +123,8 @@ def serve_entry(s: Session, key: Key, entry: Entry) -> bytes:
     hot.last = entry
     hot.age_ns = now_ns() - hot.words[FRESH_AT]
     hot.oldest_ns = max(hot.oldest_ns, hot.age_ns)
+    if s.armed:
+        s.node.audits.answered(s, key, entry, asked)
     return entry[0]
 
 

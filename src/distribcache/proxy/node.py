@@ -5,13 +5,17 @@ counted.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from distribcache.catalog.statement import Analyst
 from distribcache.clock import CoarseClock, now_ns
+from distribcache.coherence.auditor import Verdict
 from distribcache.coherence.database import Coherence, Databases
+from distribcache.coherence.ledger import NEVER
 from distribcache.config import Settings
 from distribcache.entry import Entry
+from distribcache.proxy.audits import Audits
 from distribcache.proxy.fill import Flights
 from distribcache.proxy.scope import Idents
 from distribcache.query import WorkloadType
@@ -83,8 +87,12 @@ class Database:
 class Node:
     """The shared state of one proxy process."""
 
-    def __init__(self, settings: Settings, databases: Databases) -> None:
+    def __init__(self, settings: Settings, databases: Databases, log: Callable[[str], None] = lambda _: None) -> None:
         self.settings = settings
+        self.audits = Audits(settings.audit.sample, settings.audit.max_cost, log)
+        self.staleness = {name: int(seconds * 1e9) for name, seconds in settings.staleness.bounds.items()}
+        """Bounds of classes of statements, nanoseconds."""
+        self.tightest = min(self.staleness.values(), default=NEVER)
         self.clock = CoarseClock()
         self.clock.tick()
         self.l1 = HotCache(
@@ -108,7 +116,8 @@ class Node:
         known = self._known.get(name)
         if known is None or known.coherence is not coherence:
             analyst = Analyst(
-                coherence.ask, coherence.slot_of, coherence.visible, coherence.schema_lsn, classify=classify
+                coherence.ask, coherence.slot_of, coherence.visible, coherence.schema_lsn, classify=classify,
+                published=lambda: coherence.plugin == "pgoutput",
             )
             # After a crash positions can go back: an old analysis would look current.
             coherence.epoch_listeners.append(lambda _: analyst.forget())
@@ -122,9 +131,12 @@ class Node:
     def note_traffic(self) -> None:
         """Tell each database whose sessions had hits since the last call: the hit path itself tells nobody."""
         for session in self.live:
-            if session.hot.hits != session.seen_hits:
-                session.seen_hits = session.hot.hits
+            hits = session.hot.hits
+            if hits != session.seen_hits:
+                self.audits.count(session, hits - session.seen_hits)
+                session.seen_hits = hits
                 session.coherence.note_traffic()
+        self.audits.look(self)
 
     def failed(self, error: Exception) -> None:
         """Something of ours failed; the client's statement goes to PostgreSQL instead."""
@@ -144,7 +156,7 @@ class Node:
 
     def statistics(self) -> dict[str, float]:
         """The counters by name, as ``SHOW distribcache.stats`` and the admin endpoint report them."""
-        totals = self.totals
+        totals, audits = self.totals, self.audits
         l1 = self.l1.stats()
         return {
             "hits_total": self.hits(),
@@ -156,7 +168,12 @@ class Node:
             "failures_total": sum(totals.failures.values()),
             "evictions_total": l1.evictions.get(Cause.CAPACITY, 0),
             "expirations_total": l1.evictions.get(Cause.EXPIRED, 0),
-            "stale_audits_total": 0,
+            "audits_total": sum(audits.tally.verdicts.values()),
+            "stale_audits_total": audits.tally.stale,
+            "superseded_audits_total": audits.tally.verdicts[Verdict.SUPERSEDED],
+            "undecided_audits_total": audits.tally.verdicts[Verdict.UNDECIDED],
+            "skipped_audits_total": audits.skipped,
+            "oldest_superseded_ms": audits.tally.oldest_ns / 1e6,
             "seconds_saved_total": self.saved_ns() / 1e9,
             "oldest_answer_ms": max([totals.oldest_ns, *(session.hot.oldest_ns for session in self.live)]) / 1e6,
             "l1_entries": l1.entries,

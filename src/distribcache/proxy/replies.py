@@ -80,11 +80,12 @@ class Op:
     """One message sent upstream that will be answered.
 
     ``kind`` is its type byte. ``ours``: its reply is not the client's, unless ``relay_error`` and it is an error.
-    ``fill`` gathers the reply, ``rows`` the rows of a reply that is ours. ``done`` is called with the type byte of the
-    last message of the reply (or of the error) and that message's bytes.
+    ``fill`` gathers the reply, ``rows`` the rows of a reply that is ours, of which those behind ``room`` bytes are
+    dropped. ``done`` is called with the type byte of the last message of the reply (or of the error) and that message's
+    bytes.
     """
 
-    __slots__ = ("copies", "done", "fill", "kind", "ours", "relay_error", "rows")
+    __slots__ = ("copies", "done", "fill", "kind", "ours", "relay_error", "room", "rows")
 
     def __init__(
         self,
@@ -95,6 +96,7 @@ class Op:
         fill: Fill | None = None,
         done: Callable[[int, bytes], None] | None = None,
         rows: list[bytes] | None = None,
+        room: int = CONTROL_CAP,
     ) -> None:
         self.copies = 0
         """How many ends of copy data the client had sent before this message."""
@@ -104,12 +106,14 @@ class Op:
         self.fill = fill
         self.done = done
         self.rows = rows
+        self.room = room
 
 
 class Replies:
     """The queue of owed replies of one upstream connection, and the relay through it."""
 
     __slots__ = (
+        "_dropped",
         "_since",
         "_stream",
         "_stream_fill",
@@ -147,6 +151,8 @@ class Replies:
         self._tail = b""
         self._stream = 0
         self._stream_fill: Fill | None = None
+        self._dropped = 0
+        """Bytes still to come of a row of ours that is too long."""
 
     def expect(self, op: Op) -> None:
         """Note a message that is being sent upstream now."""
@@ -174,6 +180,11 @@ class Replies:
         """Take bytes from the server; returns the bytes that are the client's. Raises ProtocolError."""
         out: list[bytes] = []
         pos = 0
+        if self._dropped:
+            pos = min(self._dropped, len(data))
+            self._dropped -= pos
+            data = data[pos:]
+            pos = 0
         if self._stream:
             pos = min(self._stream, len(data))
             self._stream -= pos
@@ -209,6 +220,12 @@ class Replies:
                     self._stream = end - size
                     self._stream_fill = None if head is None else head.fill
                     pos = size
+                elif kind == _DATA_ROW and head is not None and length >= head.room:
+                    head.room = -1
+                    self._dropped = end - size
+                    if start < pos:
+                        out.append(data[start:pos])
+                    return out[0] if len(out) == 1 else b"".join(out)
                 elif length > CONTROL_CAP:
                     raise ProtocolError(f"message {chr(kind)!r} from the server has {length} bytes")
                 break
@@ -244,7 +261,9 @@ class Replies:
                     raise ProtocolError("ReadyForQuery from the server with an unknown status")
             if ours:
                 if kind == _DATA_ROW and head is not None and head.rows is not None:
-                    head.rows.append(message)
+                    head.room -= length + 1
+                    if head.room >= 0:
+                        head.rows.append(message)
                 if start < pos:
                     out.append(data[start:pos])
                 start = end

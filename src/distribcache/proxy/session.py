@@ -93,9 +93,12 @@ class Session(Standing):
 
     def from_client(self, data: bytes) -> None:
         """Bytes that the client sent. Raises nothing: a broken client ends its own connection only."""
-        if not self._inbox and not self._blocked and not self._stream and not self.hot.paused:
-            done = serve(data, 0, self.hot)
+        hot = self.hot
+        if not self._inbox and not self._blocked and not self._stream and not hot.paused:
+            done = serve(data, 0, hot)
             if done == len(data):
+                if self.armed:
+                    self.node.audits.hit(self, data)
                 return
             if done:
                 data = data[done:]
@@ -163,6 +166,8 @@ class Session(Standing):
             self.node.failed(error)
             self.wires.fail(internal_error(error))
             return
+        if self.audited is not None:
+            self.node.audits.behind(self)
         hold = len(self._inbox) > _INBOX or self.hot.paused
         if hold != self._held:
             self._held = hold
@@ -312,8 +317,16 @@ class Session(Standing):
         self._waiting = None
         self.pump()
 
-    def cancelled(self) -> None:
-        """The client asked to cancel: a unit that waits for another's fill ends; upstream is told by others."""
+    def cancelled(self) -> bool:
+        """The client asked to cancel: a unit that waits for another's fill ends; upstream is told by others.
+
+        True when upstream must not be told: it does nothing for this client, but answers an audit of ours, behind which
+        the client's unit waits; that ends here.
+        """
+        if self.asked:
+            if self._inbox and not self._blocked:
+                self.failure = error_response("ERROR", "57014", "canceling statement due to user request")
+            return True
         if self._blocked and "flight" in self.tried and self._waiting is not None:
             if self.replies.status == b"I":  # else the server has to fail the transaction: the unit goes up, to be hit
                 self.failure = error_response("ERROR", "57014", "canceling statement due to user request")
@@ -321,6 +334,7 @@ class Session(Standing):
             self._blocked = False
             self._waiting = None
             self.pump()
+        return False
 
     def leave(self, names: tuple[str, ...]) -> None:
         """Wait until the cache has left these databases, for a statement that needs that."""
@@ -340,6 +354,22 @@ class Session(Standing):
     def unit_matches(self, words: re.Pattern[bytes]) -> bool:
         """Are these words in the client's bytes at hand, or in a statement that they may run?"""
         return any(words.search(text) for text in (self._inbox, *(each.sql for each in self.statements.values())))
+
+    @property
+    def idle(self) -> bool:
+        """Has the client all its answers, and upstream nothing to do?"""
+        if self._inbox or self._blocked or self._sent_all or self.hot.paused or self.closed or self.discarding:
+            return False
+        if self.awaiting or self.open or self.replies.pending or not self.backend_pid:
+            return False
+        return self.replies.status == b"I"
+
+    def ask(self, question: bytes) -> None:
+        """Send messages of ours, whose replies are expected already, while ``idle``; the client's next one waits."""
+        self.asked = True
+        self.awaiting = True
+        self.hot.ident = 0
+        self.wires.to_upstream(question)
 
     def learn_scope(self) -> bool:
         """Ask for the session's scope if that is possible now; True when an answer is being waited for."""

@@ -104,7 +104,7 @@ def query(s: Session, message: bytes) -> bool:
         return False
     if entry is not None:
         s.forget_unnamed(answered_here=True)
-        s.wires.to_client(serve_entry(s, key, entry) + hot.ready)
+        s.wires.to_client(serve_entry(s, key, entry, message) + hot.ready)
         return True
     if s.txn.local:
         s.questions.open_transaction()

@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from distribcache.catalog.facts import BUILTIN
 from distribcache.clock import now_ns
 from distribcache.coherence.ledger import EPOCH, SCHEMA
-from distribcache.entry import make_entry
+from distribcache.entry import WORKLOAD, Entry, make_entry
 from distribcache.proxy.answer import READY
 from distribcache.proxy.effects import UNKNOWN, Effects, effects
 from distribcache.proxy.fill import Budget, Fill
@@ -30,6 +31,9 @@ from distribcache.proxy.scope import Scope
 from distribcache.proxy.transaction import Transaction
 from distribcache.query import Consistency
 from distribcache.sql.cacheability import Kind, Parsed
+
+if TYPE_CHECKING:
+    from distribcache.proxy.audits import Hit
 
 __all__ = ["Standing"]
 
@@ -78,6 +82,14 @@ class Standing:
         self.fills: list[Fill] = []
         self.budget = Budget(_HELD * node.settings.l1.max_entry)
         self.opaque = False
+        self.max_staleness = 0
+        """The bound of this session, before that of a class of statements."""
+        self.armed = node.audits.arming
+        """How many of the hits to come are to be audited."""
+        self.audited: Hit | None = None
+        """A hit of the slower path that is to be audited once it is answered."""
+        self.asked = False
+        """Upstream owes the answer to an audit."""
         self._databases: tuple[str, ...] = ()
         self._leaving: tuple[asyncio.Future[None], tuple[str, ...]] | None = None
         """What is being left for a statement that is not sent yet."""
@@ -114,16 +126,26 @@ class Standing:
         self.hot.epoch, self.hot.schema = asked_under
         staleness = scope.max_staleness_ns
         bound = self.coherence.max_staleness_ns
-        self.hot.max_staleness = bound if staleness is None else min(bound, staleness)
+        self.max_staleness = bound if staleness is None else min(bound, staleness)
+        self.hot.max_staleness = min(self.max_staleness, self.node.tightest)
         consistency = scope.consistency or self.node.settings.freshness.consistency
         self.hot.eventual = consistency is Consistency.EVENTUAL
         self.strict = consistency is Consistency.STRICT
-        self.careful = self.strict or (self.coherence.mode == "ttl" and staleness is not None)
+        bounded = staleness is not None or bool(self.node.staleness)
+        self.careful = self.strict or (self.coherence.mode == "ttl" and bounded)
         if scope.prepared is not None:
             kept = scope.prepared
             gone = {name for name, each in self.statements.items() if name and not each.own and name[:63] not in kept}
             self.forget_statements(frozenset(gone))
         self.refresh()
+
+    def staleness_of(self, entry: Entry) -> int:
+        """How old an answer of this class may be in this session, nanoseconds."""
+        classes = self.node.staleness
+        if not classes:
+            return self.max_staleness
+        hint = None if self.scope is None else self.scope.workload
+        return min(self.max_staleness, classes.get(entry[WORKLOAD] if hint is None else hint.value, self.max_staleness))
 
     def forget_scope(self) -> None:
         """Something could have changed the session: nothing is served or stored until it is asked again."""
