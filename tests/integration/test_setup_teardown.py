@@ -11,6 +11,7 @@ from fix_cli import Cli
 from fix_postgres import Database
 
 from distribcache.cli import objects
+from distribcache.cli.guard import Function
 
 OBJECTS = """
 SELECT 'schema' FROM pg_namespace WHERE nspname = 'distribcache'
@@ -173,7 +174,7 @@ def test_without_its_handler_the_trigger_would_break_ddl(
 ) -> None:
     bare = objects.BODY.replace("EXCEPTION WHEN OTHERS THEN\n  NULL;\n", "")
     assert bare != objects.BODY
-    monkeypatch.setattr(objects, "_FUNCTION", objects._FUNCTION.replace(objects.BODY, bare))
+    monkeypatch.setitem(objects.FUNCTIONS, "on_ddl", Function("", "event_trigger", bare))
     cli("setup", "--upstream", database.url())
     with pytest.raises(psycopg.errors.InsufficientPrivilege, match="pg_logical_emit_message"):
         break_the_function(database)

@@ -10,8 +10,8 @@ was changed back.
 Rules:
 1. Rows of temporary objects are left out: programs make and drop them all the time, and sessions that can see one are
    never served.
-2. Left out too is what cannot change an answer: statistics, dependencies, comments, publications, indexes that are
-   not unique and run no code of a user's, sequences, and the rows of indexes and TOAST tables in ``pg_class``.
+2. Left out too is what cannot change an answer: statistics, dependencies, comments, publications of others, indexes
+   that are not unique and run no code of a user's, sequences, and the rows of indexes and TOAST tables in ``pg_class``.
    ANALYZE and VACUUM change rows in place.
 3. Roles are hashed by all columns that everybody may read (the password is masked there). ``(key, xmin)`` cannot see
    a row that came and went between two looks. For memberships, role settings, roles and policies that would be a
@@ -28,6 +28,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
+
+from distribcache.catalog.publications import NAMES
 
 __all__ = [
     "FINGERPRINT_SQL", "PREPARE_SQL", "QUICK_SQL", "READ_ALL_SQL", "RELATIONS_SQL", "CatalogueView", "Relation",
@@ -59,7 +61,9 @@ class Relation:
 
 @dataclass(frozen=True, slots=True)
 class Relations:
-    """``by_name``: printed name → the relation and its ancestors; ``by_oid``: the facts of each."""
+    """``by_name``: the relation and its ancestors, by its printed name and by its oid written as a number (a printed
+    name has a dot); ``by_oid``: the facts of each.
+    """
 
     by_name: Mapping[bytes, tuple[int, ...]]
     by_oid: Mapping[int, Relation]
@@ -125,6 +129,8 @@ _CATALOGUES: dict[str, tuple[str, str]] = {
     "pg_partitioned_table": ("partrelid", f"partrelid NOT IN {_TEMP_RELATIONS}"),
     "pg_policy": ("oid", f"polrelid NOT IN {_TEMP_RELATIONS}"),
     "pg_proc": ("oid", f"pronamespace NOT IN {_TEMP_SCHEMAS}"),
+    "pg_publication": ("oid", f"pubname IN {NAMES}"),
+    "pg_publication_rel": ("oid", f"prpubid IN (SELECT oid FROM pg_publication WHERE pubname IN {NAMES})"),
     "pg_range": ("rngtypid", ""),
     "pg_rewrite": ("oid", f"ev_class NOT IN {_TEMP_RELATIONS}"),
     "pg_seclabel": ("objoid, classoid, objsubid", ""),
@@ -226,7 +232,7 @@ def relations_from(rows: Iterable[Sequence[bytes | None]]) -> Relations:
     by_oid: dict[int, Relation] = {}
     for number, (name, kind_text, identity_text, fired, columns) in facts.items():
         ancestors = _closure(number, parents)
-        by_name[name] = (number, *ancestors)
+        by_name[name] = by_name[b"%d" % number] = (number, *ancestors)
         by_oid[number] = Relation(number, kind_text, identity_text, fired, ancestors, columns)
     return Relations(by_name, by_oid, frozenset(facts))
 

@@ -24,6 +24,7 @@ from distribcache.catalog.bodies import Body, qualified
 from distribcache.catalog.closure_sql import CLOSURE
 from distribcache.catalog.facts import BUILTIN, Answer, Relation, question
 from distribcache.catalog.judgement import TIMETZ, converts_text_to_time, judge_function, judge_relation
+from distribcache.catalog.publications import UNPUBLISHED_SQL
 from distribcache.catalog.rows import Pinnable, pinnable
 from distribcache.sql.cacheability import FunctionCall, Name, Names, Refusal
 from distribcache.sql.grammar import HARMLESS_TYPES
@@ -56,8 +57,11 @@ class Resolution:
     rows: Mapping[Name, Pinnable] = field(default_factory=dict)
 
 
-async def resolve(ask: Ask, schemas: Sequence[str], names: Names) -> Resolution:
-    """Resolve ``names`` as a session with these effective ``schemas`` would. Raises what ``ask`` raises."""
+async def resolve(ask: Ask, schemas: Sequence[str], names: Names, *, published: bool = False) -> Resolution:
+    """Resolve ``names`` as a session with these effective ``schemas`` would. Raises what ``ask`` raises.
+
+    ``published``: the change stream shows only what the publications name.
+    """
     path = [*schemas, "pg_catalog"] if "pg_catalog" not in schemas else list(schemas)
     if "pg_temp" in {name.schema for name in names.relations}:
         return Resolution(Refusal("temporary_relation", "pg_temp"), False)
@@ -73,9 +77,17 @@ async def resolve(ask: Ask, schemas: Sequence[str], names: Names) -> Resolution:
         types = {name for body in fresh for name in _coerced(body)} - answer.types_of.keys()
         if not functions and not types:
             matviews = any(one.kind == "m" for one in answer.relations.values()) and await announces(ask)
-            return _judge(names, answer, texts, path, matviews=matviews)
+            silent = await _unpublished(ask, answer) if published else None
+            return _judge(names, answer, texts, path, matviews=matviews, silent=silent)
         asked = Names(functions=functions, types=tuple(types))
     return Resolution(Refusal("user_function", "nested definitions"), False)
+
+
+async def _unpublished(ask: Ask, answer: Answer) -> Refusal | None:
+    """Whether updates of all that is read, children too, are published (``publications``, rule 1)."""
+    for kind, name in await ask(UNPUBLISHED_SQL, ([*answer.relations, *answer.members],)):
+        return Refusal("materialized_view" if kind == "m" else "no_replica_identity", name)
+    return None
 
 
 async def closure(ask: Ask, path: Sequence[str], names: Names, answer: Answer) -> None:
@@ -136,10 +148,13 @@ def _policy(name: str, relation: Relation) -> str:
     return f"policy {name} of {relation}"
 
 
-def _judge(names: Names, answer: Answer, texts: list[Body], path: Sequence[str], *, matviews: bool) -> Resolution:
+def _judge(
+    names: Names, answer: Answer, texts: list[Body], path: Sequence[str], *, matviews: bool, silent: Refusal | None
+) -> Resolution:
     verdicts = [
         *names_found(names, answer),
         *((judge_relation(relation, matviews=matviews)) for relation in answer.relations.values()),
+        (silent, True),
         *_policies(answer, texts),
         *_functions(answer),
         *_texts(answer, texts),

@@ -87,6 +87,7 @@ class Analyst:
 
     ``ask`` goes to a side connection of that database; ``slot_of`` maps a relation's oid to its ledger slot;
     ``visible`` gives V and ``schema_lsn`` the schema slot, both as LSNs; ``cap`` bounds the memos in bytes.
+    ``published`` tells whether the change stream shows only what the publications name.
     """
 
     def __init__(
@@ -98,6 +99,7 @@ class Analyst:
         cap: int = 32 * 1024 * 1024,
         *,
         classify: Callable[[Shape], WorkloadType] = lambda shape: WorkloadType.MIXED,
+        published: Callable[[], bool] = lambda: False,
     ) -> None:
         self.writes = Writes(ask, visible, schema_lsn)
         self._ask = ask
@@ -105,6 +107,7 @@ class Analyst:
         self._visible = visible
         self._schema_lsn = schema_lsn
         self._classify = classify
+        self._published = published
         self._texts: OrderedDict[bytes, _Text] = OrderedDict()
         self._names: OrderedDict[tuple[Schemas, Names], _Known] = OrderedDict()
         self._asking: dict[tuple[Schemas, Names], asyncio.Future[_Known]] = {}
@@ -201,7 +204,7 @@ class Analyst:
     async def _learn(self, key: tuple[Schemas, Names]) -> _Known:
         # Rule 1: before the first question.
         lsn = self._visible()
-        resolution = await resolve(self._ask, key[0], key[1])
+        resolution = await resolve(self._ask, key[0], key[1], published=self._published())
         known = _Known(resolution, lsn)
         self._names[key] = known
         while len(self._names) > self._names_most:

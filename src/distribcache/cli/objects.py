@@ -1,35 +1,39 @@
-"""What `distribcache setup` makes in a database and `distribcache teardown` removes: a schema, a function, triggers.
+"""What `distribcache setup` makes in a database and `distribcache teardown` removes: a schema, functions, triggers, and
+where ``pgoutput`` is to be used the publications (``guard``).
 
 After each DDL command the function writes the message ``distribcache.ddl`` into the WAL, inside the command's
 transaction, so the reader learns of a schema change made around the proxy in the order of commits (coherence rule R6).
-Nothing depends on it being there: without it the same change is seen by polls.
+With ``test_decoding`` nothing depends on it being there: without it the same change is seen by polls.
 
 Rules:
 1. A user's DDL never fails because of the triggers: the body catches everything that can be caught.
 2. Who runs the DDL needs no right on anything of ours: the function is SECURITY DEFINER with a fixed search_path.
 3. Commands that touch temporary objects only say nothing; they concern nobody else.
-4. Objects of the same name that are not ours are never replaced nor dropped. Ours is: the function by its comment, a
-   trigger by its function, the schema by its comment and only when nothing else is left in it.
+4. Objects of the same name that are not ours are never replaced nor dropped. Ours is: a function or a publication by
+   its comment, a trigger by its function, the schema by its comment and only when nothing else is left in it.
 """
 
 from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
+from typing import Any
 
 import psycopg
 from psycopg import sql
 
-from distribcache.catalog.announcing import BODY, FUNCTION, SCHEMA, SEARCH_PATH
+from distribcache.catalog.announcing import BODY, FUNCTION, SCHEMA
+from distribcache.catalog.publications import CHANGES, ENROL_SQL, MEMBERS_SQL, NAMES, TRIGGERS
+from distribcache.cli import guard
+from distribcache.cli.guard import PUBLICATIONS, Function
 from distribcache.cli.link import Connection
 from distribcache.clock import now_ns
 from distribcache.coherence.decoding import LEAVE_LOCK
 from distribcache.errors import ConfigError
 
-__all__ = ["INSTALLED", "LEAVE_PREFIX", "SLOT_PATTERN", "Deed", "install", "release", "remove"]
+__all__ = ["INSTALLED", "LEAVE_PREFIX", "SLOT_PATTERN", "Deed", "install", "loads", "release", "remove"]
 
 MARK = "made by distribcache setup; distribcache teardown removes it"
-TRIGGERS = {"distribcache_ddl": "ddl_command_end", "distribcache_drop": "sql_drop"}
 # Slots of the cache, and nobody else's: the underscore is no wildcard here.
 SLOT_PATTERN = r"distribcache\_%"
 # A cache that reads this message in its stream leaves the database for half a minute, if somebody holds the lock
@@ -45,26 +49,37 @@ SELECT count(*)::int AS triggers FROM pg_event_trigger t
    AND t.evtenabled = 'A'
 """
 
-_FUNCTION = f"""
-CREATE OR REPLACE FUNCTION {SCHEMA}.{FUNCTION}() RETURNS event_trigger LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = {SEARCH_PATH} AS $distribcache${BODY}$distribcache$
+FUNCTIONS = {FUNCTION: Function("", "event_trigger", BODY)}
+"""What is always made; ``guard.FUNCTIONS`` only for ``pgoutput``."""
+
+_SCHEMA = """
+SELECT n.oid IS NOT NULL AS present, obj_description(n.oid, 'pg_namespace') AS comment
+  FROM (SELECT) AS one LEFT JOIN pg_namespace n ON n.nspname = %(schema)s
 """
 
-_STATE = """
-SELECT n.oid IS NOT NULL AS has_schema, obj_description(n.oid, 'pg_namespace') AS schema_comment,
-       p.oid IS NOT NULL AS has_function, obj_description(p.oid, 'pg_proc') AS function_comment,
-       p.prosrc AS body, pg_get_userbyid(p.proowner) AS owner
-  FROM (SELECT) AS one
-  LEFT JOIN pg_namespace n ON n.nspname = %(schema)s
-  LEFT JOIN pg_proc p ON p.pronamespace = n.oid AND p.proname = %(function)s AND p.pronargs = 0
+_FUNCTIONS = """
+SELECT p.proname AS name, obj_description(p.oid, 'pg_proc') AS comment, p.prosrc AS body
+  FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace WHERE n.nspname = %(schema)s
 """
 
 _TRIGGERS = """
-SELECT t.evtname AS name, t.evtenabled = 'A' AS always, n.nspname = %(schema)s AND p.proname = %(function)s AS ours
+SELECT t.evtname AS name, t.evtenabled = 'A' AS always, p.proname AS function
   FROM pg_event_trigger t JOIN pg_proc p ON p.oid = t.evtfoid JOIN pg_namespace n ON n.oid = p.pronamespace
+ WHERE n.nspname = %(schema)s
+UNION ALL
+SELECT t.evtname, false, NULL
+  FROM pg_event_trigger t JOIN pg_proc p ON p.oid = t.evtfoid JOIN pg_namespace n ON n.oid = p.pronamespace
+ WHERE n.nspname <> %(schema)s
 """
 
-_NAMES = {"schema": SCHEMA, "function": FUNCTION}
+_PUBLICATIONS = f"""
+SELECT pubname AS name, obj_description(oid, 'pg_publication') AS comment, puballtables AS for_all,
+       (pubinsert, pubupdate, pubdelete, pubtruncate, pubviaroot)::text AS options
+  FROM pg_publication WHERE pubname IN {NAMES}
+"""
+_OPTIONS = {name: ("(f,t,t,f,f)" if name == CHANGES else "(t,f,f,t,f)") for name in PUBLICATIONS}
+
+_NAMES = {"schema": SCHEMA}
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,65 +92,145 @@ class Deed:
     fix: str = ""
 
 
-def install(connection: Connection) -> list[Deed]:
-    """Make what is missing, all or nothing. Raises ConfigError when a name is taken by something that is not ours."""
+def loads(connection: Connection, plugin: str) -> bool:
+    """Can the server load this output plugin? That is known only by making a slot, which is dropped at once.
+
+    Making it may wait for others' transactions, but it fails before that when there is no such plugin.
+    """
+    slot = f"distribcache_setup_{connection.info.backend_pid}"
+    try:
+        connection.execute("SET statement_timeout = '1s'")
+        connection.execute("SELECT pg_create_logical_replication_slot(%s, %s, true)", [slot, plugin])
+        connection.execute("SELECT pg_drop_replication_slot(%s)", [slot])
+    except psycopg.errors.UndefinedFile:
+        return False
+    except psycopg.Error:
+        pass
+    finally:
+        connection.execute("RESET statement_timeout")
+    return True
+
+
+def install(connection: Connection, *, publish: bool = False) -> list[Deed]:
+    """Make what is missing, all or nothing; with ``publish``, or where they are already, the publications too.
+
+    Raises ConfigError when a name is taken by something that is not ours.
+    """
     try:
         with connection.transaction():
             connection.execute("SELECT pg_advisory_xact_lock(hashtext('distribcache setup'))")
-            return _install(connection)
+            publish = publish or bool(connection.execute(_PUBLICATIONS.encode()).fetchall())
+            deeds = _install(connection, publish=publish)
+        return deeds + (_enrol(connection) if publish else [])
     except psycopg.errors.InsufficientPrivilege as error:
         why = f"{error.diag.message_primary}; changes of the schema made around the proxy are seen by polls instead"
+        if publish:
+            why = f"{error.diag.message_primary}; without it and the publications nothing is cached"
         return [Deed("event trigger", "refused", why, "run distribcache setup as a superuser")]
 
 
-def _install(connection: Connection) -> list[Deed]:
-    deeds: list[Deed] = []
-    state = _state(connection)
-    if state["has_function"] and state["function_comment"] != MARK:
-        raise _taken(f"function {SCHEMA}.{FUNCTION}")
-    triggers = {row["name"]: row for row in connection.execute(_TRIGGERS, _NAMES).fetchall()}
-    for name in TRIGGERS:
-        if name in triggers and not triggers[name]["ours"]:
+def _install(connection: Connection, *, publish: bool) -> list[Deed]:
+    wanted = {**FUNCTIONS, **(guard.FUNCTIONS if publish else {})}
+    triggers = {name: how for name, how in TRIGGERS.items() if how[1] in wanted}
+    schema = _one(connection, _SCHEMA)
+    functions = _rows(connection, _FUNCTIONS)
+    found = _rows(connection, _TRIGGERS)
+    for name in wanted:
+        if name in functions and functions[name]["comment"] != MARK:
+            raise _taken(f"function {SCHEMA}.{name}")
+    for name, (_, function) in triggers.items():
+        if name in found and found[name]["function"] != function:
             raise _taken(f"event trigger {name}")
-    if not state["has_schema"]:
+    if not schema["present"]:
         connection.execute(f"CREATE SCHEMA {SCHEMA}")
         connection.execute(f"COMMENT ON SCHEMA {SCHEMA} IS '{MARK}'")
-    deeds.append(Deed(f"schema {SCHEMA}", "present" if state["has_schema"] else "created"))
-    if state["body"] != BODY:
-        connection.execute(_FUNCTION)
-        connection.execute(f"COMMENT ON FUNCTION {SCHEMA}.{FUNCTION}() IS '{MARK}'")
-    outcome = "present" if state["body"] == BODY else "replaced" if state["has_function"] else "created"
-    deeds.append(Deed(f"function {SCHEMA}.{FUNCTION}()", outcome))
-    for name, event in TRIGGERS.items():
-        if name in triggers and triggers[name]["always"]:
+    deeds = [Deed(f"schema {SCHEMA}", "present" if schema["present"] else "created")]
+    if publish:
+        # The cache's own role calls a function there.
+        connection.execute(f"GRANT USAGE ON SCHEMA {SCHEMA} TO PUBLIC")
+        deeds += _publish(connection)
+    for name, made in wanted.items():
+        present = name in functions and functions[name]["body"] == made.body
+        if not present:
+            connection.execute(made.create(name).encode())
+            connection.execute(f"COMMENT ON FUNCTION {SCHEMA}.{name} IS '{MARK}'".encode())
+        outcome = "present" if present else "replaced" if name in functions else "created"
+        deeds.append(Deed(f"function {SCHEMA}.{name}()", outcome))
+    for name, (event, function) in triggers.items():
+        if name in found and found[name]["always"]:
             deeds.append(Deed(f"event trigger {name}", "present"))
             continue
-        if name not in triggers:
-            connection.execute(f"CREATE EVENT TRIGGER {name} ON {event} EXECUTE FUNCTION {SCHEMA}.{FUNCTION}()")
+        if name not in found:
+            tags = " WHEN TAG IN ('ALTER TABLE')" if event == "ddl_command_start" else ""
+            connection.execute(f"CREATE EVENT TRIGGER {name} ON {event}{tags} EXECUTE FUNCTION {SCHEMA}.{function}()")
         # Sessions with session_replication_role = replica change schemas too.
-        connection.execute(f"ALTER EVENT TRIGGER {name} ENABLE ALWAYS")
-        deeds.append(Deed(f"event trigger {name}", "replaced" if name in triggers else "created"))
+        connection.execute(f"ALTER EVENT TRIGGER {name} ENABLE ALWAYS".encode())
+        deeds.append(Deed(f"event trigger {name}", "replaced" if name in found else "created"))
     return deeds
+
+
+def _publish(connection: Connection) -> list[Deed]:
+    """The publications, ``distribcache_ud`` still without tables when it is new."""
+    deeds = []
+    found = _rows(connection, _PUBLICATIONS)
+    for name, (tables, options) in PUBLICATIONS.items():
+        known = found.get(name)
+        if known is not None and known["comment"] != MARK:
+            raise _taken(f"publication {name}")
+        outcome = "created" if known is None else "replaced"
+        if known is not None and known["for_all"] == bool(tables) and known["options"] == _OPTIONS[name]:
+            deeds.append(Deed(f"publication {name}", "present"))
+            continue
+        if known is not None:
+            connection.execute(f"DROP PUBLICATION {name}".encode())
+        connection.execute(f"CREATE PUBLICATION {name}{tables} WITH ({options})".encode())
+        connection.execute(f"COMMENT ON PUBLICATION {name} IS '{MARK}'".encode())
+        deeds.append(Deed(f"publication {name}", outcome))
+    return deeds
+
+
+def _enrol(connection: Connection) -> list[Deed]:
+    """Add the tables that have an identity, some at a time: each addition holds a lock on its table for a moment."""
+    added = 0
+    while (some := int(_one(connection, ENROL_SQL)["enrol"])) > 0:
+        added += some
+    members = _one(connection, f"SELECT count(*)::int AS tables FROM ({MEMBERS_SQL}) AS m")["tables"]
+    outside = [row for row in connection.execute(guard.UNIDENTIFIED_SQL.encode()).fetchall() if not row["member"]]
+    why = str(members)
+    if outside:
+        why += f"; {len(outside)} without a replica identity stay out and are not cached"
+    return [Deed(f"tables in {CHANGES}", "created" if added else "present", why)]
 
 
 def remove(connection: Connection) -> list[Deed]:
     """Remove what ``install`` made, each part if it is there and ours. What is not ours stays and is said."""
-    deeds = [_drop_trigger(connection, name) for name in TRIGGERS]
-    state = _state(connection)
-    if not state["has_function"]:
-        deeds.append(Deed(f"function {SCHEMA}.{FUNCTION}()", "absent"))
-    elif state["function_comment"] != MARK:
-        deeds.append(Deed(f"function {SCHEMA}.{FUNCTION}()", "absent", "one of that name is not ours and stays"))
-    else:
-        deeds.append(_try(connection, f"function {SCHEMA}.{FUNCTION}()", f"DROP FUNCTION {SCHEMA}.{FUNCTION}()"))
-    if not state["has_schema"]:
-        deeds.append(Deed(f"schema {SCHEMA}", "absent"))
-    elif state["schema_comment"] != MARK:
-        deeds.append(Deed(f"schema {SCHEMA}", "absent", "one of that name is not ours and stays"))
-    else:
-        # Without CASCADE: whatever a user has put there stays, and so does the schema.
-        deeds.append(_try(connection, f"schema {SCHEMA}", f"DROP SCHEMA {SCHEMA}"))
-    return deeds
+    found = _rows(connection, _TRIGGERS)
+    functions = _rows(connection, _FUNCTIONS)
+    publications = _rows(connection, _PUBLICATIONS)
+    deeds = []
+    for name, (_, function) in TRIGGERS.items():
+        ours = None if name not in found else found[name]["function"] == function
+        deeds += _drop(connection, f"event trigger {name}", f"DROP EVENT TRIGGER {name}", ours, function == FUNCTION)
+    for name in PUBLICATIONS:
+        ours = None if name not in publications else publications[name]["comment"] == MARK
+        deeds += _drop(connection, f"publication {name}", f"DROP PUBLICATION {name}", ours, False)
+    for name in (*FUNCTIONS, *guard.FUNCTIONS):
+        ours = None if name not in functions else functions[name]["comment"] == MARK
+        statement = f"DROP FUNCTION {SCHEMA}.{name}"
+        deeds += _drop(connection, f"function {SCHEMA}.{name}()", statement, ours, name == FUNCTION)
+    schema = _one(connection, _SCHEMA)
+    ours = schema["comment"] == MARK if schema["present"] else None
+    # Without CASCADE: whatever a user has put there stays, and so does the schema.
+    return deeds + _drop(connection, f"schema {SCHEMA}", f"DROP SCHEMA {SCHEMA}", ours, True)
+
+
+def _drop(connection: Connection, thing: str, statement: str, ours: bool | None, said: bool) -> list[Deed]:
+    """``ours`` is None when there is no such thing, which is ``said`` only of what every setup makes."""
+    if ours is None:
+        return [Deed(thing, "absent")] if said else []
+    if not ours:
+        return [Deed(thing, "absent", "one of that name is not ours and stays")]
+    return [_try(connection, thing, statement)]
 
 
 def release(connection: Connection) -> list[Deed]:
@@ -191,19 +286,16 @@ def _gone(connection: Connection, pids: list[int], seconds: float) -> bool:
     return True
 
 
-def _state(connection: Connection) -> dict[str, object]:
-    row = connection.execute(_STATE, _NAMES).fetchone()
+def _one(connection: Connection, question: str) -> dict[str, Any]:
+    row = connection.execute(question.encode(), _NAMES if "%(" in question else None).fetchone()
     assert row is not None
     return row
 
 
-def _drop_trigger(connection: Connection, name: str) -> Deed:
-    found = [row for row in connection.execute(_TRIGGERS, _NAMES).fetchall() if row["name"] == name]
-    if not found:
-        return Deed(f"event trigger {name}", "absent")
-    if not found[0]["ours"]:
-        return Deed(f"event trigger {name}", "absent", "one of that name is not ours and stays")
-    return _try(connection, f"event trigger {name}", f"DROP EVENT TRIGGER {name}")
+def _rows(connection: Connection, question: str) -> dict[str, dict[str, Any]]:
+    """The rows of a question by the column ``name``."""
+    rows = connection.execute(question.encode(), _NAMES if "%(" in question else None).fetchall()
+    return {row["name"]: row for row in rows}
 
 
 def _try(connection: Connection, thing: str, statement: str) -> Deed:

@@ -1,9 +1,9 @@
-"""`distribcache setup`: the optional event trigger in a database."""
+"""`distribcache setup`: the event trigger in a database, and the publications where ``pgoutput`` is used."""
 
 from __future__ import annotations
 
 from distribcache.cli.link import Config, Database, Json, Upstream, connect, settings_for
-from distribcache.cli.objects import install
+from distribcache.cli.objects import install, loads
 from distribcache.cli.report import as_dicts, print_deeds, print_json
 
 __all__ = ["setup"]
@@ -12,13 +12,16 @@ __all__ = ["setup"]
 def setup(upstream: Upstream = None, db: Database = None, config: Config = None, as_json: Json = False) -> None:
     """Install the event trigger that tells the cache of schema changes made around the proxy.
 
-    Optional: without it such changes are seen by polls. May be run again at any time; touches nothing of yours. Server
-    settings are not changed: see `distribcache doctor`.
+    Optional: without it such changes are seen by polls. On a server without test_decoding, or with freshness.plugin =
+    pgoutput, two publications are made as well; there neither is optional. May be run again at any time; touches
+    nothing of yours. Server settings are not changed: see `distribcache doctor`.
     """
     settings = settings_for(upstream, config)
     with connect(settings, db) as connection:
         database = connection.info.dbname
-        deeds = install(connection)
+        plugin = settings.freshness.plugin
+        publish = plugin == "pgoutput" or (plugin == "auto" and not loads(connection, "test_decoding"))
+        deeds = install(connection, publish=publish)
     installed = all(deed.outcome != "refused" for deed in deeds)
     if as_json:
         print_json({"ok": True, "database": database, "event_trigger": installed, "deeds": as_dicts(deeds)})

@@ -1,4 +1,5 @@
-"""Text of ``test_decoding`` → facts. No IO, no time, no waiting.
+"""Messages of the change stream → facts: what all output plugins share, and the text of ``test_decoding``. No IO, no
+time, no waiting. The binary messages of ``pgoutput`` are read in ``pgoutput``.
 
 What it must do: tell, for each committed transaction, its xid, the end of its commit record, the relations whose
 rows changed and, where somebody watches, which rows; and whether it smells of a catalogue change. It must do so
@@ -18,14 +19,18 @@ Rules:
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Final
 
-from distribcache.coherence.tuples import read_change, strange
+from distribcache.coherence.tuples import Change, read_change, strange
 from distribcache.coherence.watching import Plan
 
-__all__ = ["BULK", "DDL_PREFIX", "FLUSH_PREFIX", "LEAVE_LOCK", "LEAVE_PREFIX", "Commit", "Decoder", "names_of"]
+__all__ = [
+    "BULK", "DDL_PREFIX", "FLUSH_PREFIX", "LEAVE_LOCK", "LEAVE_PREFIX", "Collector", "Commit", "Decoder", "names_of",
+]
 
 BULK: Final = 1000
 """Rows of one relation in one transaction that are looked at one by one."""
@@ -45,8 +50,8 @@ _ROW = (b" INSERT:", b" UPDATE:", b" DELETE:")
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """A committed transaction: ``lsn`` is the end of its commit record, ``names`` the changed relations as printed,
-    ``slots`` what the ledger has for rows and wildcards that it touched.
+    """A committed transaction: ``lsn`` is the end of its commit record, ``names`` the changed relations as the
+    plugin names them, ``slots`` what the ledger has for rows and wildcards that it touched.
 
     ``empty``: no row and no message of ours in it, as with DDL. ``ddl``: the event trigger's message was in it.
     """
@@ -75,8 +80,11 @@ class _Met:
 _UNMET: Final = _Met.__new__(_Met)
 
 
-class Decoder:
-    """Collects one transaction at a time. ``feed`` takes the text of one message, unless ``again`` was enough."""
+class Collector(ABC):
+    """Collects one transaction at a time. ``feed`` takes one message, unless ``again`` was enough.
+
+    What a plugin's own decoder adds is how its messages are read.
+    """
 
     __slots__ = ("_ddl", "_flush", "_leave", "_messages", "_met", "_plan_of", "_rows", "_slots", "_xid")
 
@@ -91,59 +99,36 @@ class Decoder:
         self._ddl = False
         self._leave = False
 
+    @abstractmethod
     def again(self, data: memoryview, at: int) -> bool:
-        """Rule 2: is the text that starts at ``at`` one more row of a relation that this transaction has met?
+        """Is the message that starts at ``at`` one more row of a relation that this transaction has met?
 
         Raises ProtocolError like ``feed``.
         """
-        if len(data) <= at or data[at] != _ROW_BYTE:
-            return False
-        head = bytes(data[at + 6 : at + _LONGEST_NAME])
-        name = head[: head.find(b": ")]
-        met = self._met.get(name, _UNMET)
-        if met is None:
-            self._rows += 1
-            return True
-        if met is _UNMET:
-            return False
-        self._rows += 1
-        self._row(name, met, data, at + 6 + len(name))
-        return True
 
+    @abstractmethod
     def feed(self, data: bytes | memoryview, lsn: int) -> Commit | None:
         """One message and the position it was sent with; returns the transaction when this was its COMMIT.
 
-        Raises ProtocolError when the text is not what ``test_decoding`` prints.
+        Raises ProtocolError when the message is not what the plugin sends.
         """
-        text = bytes(data)
-        if text.startswith(b"table "):
-            self._table(text)
-            return None
-        if text.startswith(b"BEGIN "):
-            self._begin(text)
-            return None
-        if text.startswith(b"COMMIT "):
-            return self._commit(text, lsn)
-        if text.startswith(b"message: "):
-            self._message(text)
-            return None
-        raise strange("an unknown kind of message")
 
-    def _begin(self, text: bytes) -> None:
+    @abstractmethod
+    def _read(self, data: bytes | memoryview, at: int, wanted: AbstractSet[bytes]) -> Change | None:
+        """The row at ``at``; None when all that is known of it is its relation. Raises ProtocolError."""
+
+    def _begin(self, xid: int) -> None:
         if self._xid != -1:
             raise strange("BEGIN inside a transaction")
-        self._xid = _number(text[6:])
+        self._xid = xid
         self._met = {}
         self._slots = set()
         self._rows = self._messages = self._flush = 0
         self._ddl = self._leave = False
 
-    def _commit(self, text: bytes, lsn: int) -> Commit:
-        xid = _number(text[7:])
-        if xid != self._xid:
-            raise strange("COMMIT of another transaction")
-        self._xid = -1
-        empty = not self._rows and not (self._flush == 1 and self._messages == 1)
+    def _end(self, lsn: int, *, empty: bool) -> Commit:
+        """The transaction that has begun is committed."""
+        xid, self._xid = self._xid, -1
         slots = self._slots
         for name, met in self._met.items():
             plan = self._plan_of(name)
@@ -156,33 +141,98 @@ class Decoder:
         names, self._met, self._slots = frozenset(self._met), {}, set()
         return Commit(xid, lsn, names, empty, self._ddl, self._rows, self._leave, frozenset(slots))
 
-    def _table(self, text: bytes) -> None:
+    def _more(self, name: bytes, data: memoryview, at: int) -> bool:
+        """Rule 2: count the row at ``at`` if the transaction has met its relation."""
+        met = self._met.get(name, _UNMET)
+        if met is None:
+            self._rows += 1
+            return True
+        if met is _UNMET:
+            return False
+        self._rows += 1
+        self._row(name, met, data, at)
+        return True
+
+    def _changed(self, name: bytes, data: bytes | memoryview, at: int) -> None:
+        """A row of a relation that may be new to the transaction."""
         if self._xid == -1:
             raise strange("a row outside a transaction")
-        names = names_of(text[6:])
         self._rows += 1
-        if len(names) > 1:  # TRUNCATE
-            self._met.update(dict.fromkeys(names))
-            return
-        name = names[0]
         if name not in self._met:
             plan = self._plan_of(name)
             self._met[name] = None if plan is None else _Met(plan)
         met = self._met[name]
         if met is not None:
-            self._row(name, met, text, 6 + len(name))
+            self._row(name, met, data, at)
+
+    def _truncated(self, names: list[bytes]) -> None:
+        if self._xid == -1:
+            raise strange("TRUNCATE outside a transaction")
+        self._rows += 1
+        self._met.update(dict.fromkeys(names))
 
     def _row(self, name: bytes, met: _Met, data: bytes | memoryview, at: int) -> None:
-        """Rule 5, for the row whose kind begins at ``at``."""
+        """Rule 5, for the row at ``at``."""
         met.rows += 1
         if met.rows <= BULK and len(self._slots) <= _MOST_SLOTS:
             plan = met.plan
-            change = read_change(data, at, plan.wanted)
+            change = self._read(data, at, plan.wanted)
             if change is not None:
                 plan.touch(change, self._slots)
                 if not plan.wildcards <= self._slots:
                     return
         self._met[name] = None
+
+    def _heard(self, prefix: bytes) -> None:
+        """A message in the transaction."""
+        self._messages += 1
+        if prefix == FLUSH_PREFIX:
+            self._flush += 1
+        elif prefix == DDL_PREFIX:
+            self._ddl = True
+        elif prefix == LEAVE_PREFIX:
+            self._leave = True
+
+
+class Decoder(Collector):
+    """For ``test_decoding``."""
+
+    __slots__ = ()
+
+    def again(self, data: memoryview, at: int) -> bool:
+        if len(data) <= at or data[at] != _ROW_BYTE:
+            return False
+        head = bytes(data[at + 6 : at + _LONGEST_NAME])
+        name = head[: head.find(b": ")]
+        return self._more(name, data, at + 6 + len(name))
+
+    def feed(self, data: bytes | memoryview, lsn: int) -> Commit | None:
+        text = bytes(data)
+        if text.startswith(b"table "):
+            self._table(text)
+            return None
+        if text.startswith(b"BEGIN "):
+            self._begin(_number(text[6:]))
+            return None
+        if text.startswith(b"COMMIT "):
+            if _number(text[7:]) != self._xid:
+                raise strange("COMMIT of another transaction")
+            empty = not self._rows and not (self._flush == 1 and self._messages == 1)
+            return self._end(lsn, empty=empty)
+        if text.startswith(b"message: "):
+            self._message(text)
+            return None
+        raise strange("an unknown kind of message")
+
+    def _read(self, data: bytes | memoryview, at: int, wanted: AbstractSet[bytes]) -> Change | None:
+        return read_change(data, at, wanted)
+
+    def _table(self, text: bytes) -> None:
+        names = names_of(text[6:])
+        if len(names) > 1:
+            self._truncated(names)
+        else:
+            self._changed(names[0], text, 6 + len(names[0]))
 
     def _message(self, text: bytes) -> None:
         # message: transactional: 1 prefix: distribcache.ddl, sz: 5 content:…
@@ -191,13 +241,7 @@ class Decoder:
             raise strange("a message in an unknown form")
         if kind != b"transactional: 1":
             return  # outside any transaction: ours, to have the log flushed, or somebody else's
-        self._messages += 1
-        if rest.startswith(FLUSH_PREFIX + b", sz: "):
-            self._flush += 1
-        elif rest.startswith(DDL_PREFIX + b", sz: "):
-            self._ddl = True
-        elif rest.startswith(LEAVE_PREFIX + b", sz: "):
-            self._leave = True
+        self._heard(rest.partition(b", sz: ")[0])
 
 
 def names_of(text: bytes) -> list[bytes]:

@@ -71,6 +71,7 @@ class Following:
             on_slice=self._on_slice,
             on_lost=lambda error: lose(NotServing("reader_lost", str(error)[:300])),
             plan_of=coverage.watching.plan_of,
+            plugin=link.plugin,
         )
         self.probe = Probe(
             link.probe,
@@ -95,6 +96,7 @@ class Following:
         self._gap_ns = _UNPROVED_NS
         self._flushed_at = 0
         self._manners_at = 0
+        self._enrol_at = now_ns() + int(options.enrol_s * 1e9)
         coverage.on_fresh = self._on_fresh
 
     async def start(self) -> None:
@@ -342,6 +344,10 @@ class Following:
             kept, insert = await self.link.manners()
             if max(insert - coverage.received, kept // _KEPT) > self.options.max_wal_lag:
                 raise NotServing("wal_lag", f"the slot holds {kept >> 20} MB of log back")
+            await self.link.look_at_publications()
+            if now >= self._enrol_at:
+                self._enrol_at = now + int(self.options.enrol_s * 1e9)
+                await self.link.enrol()
         elif polls and now - coverage.full_at >= coverage.full_poll_ns:
             self.counters.polls += 1
             await self._reread()
@@ -373,6 +379,7 @@ class Following:
                 coverage.catalogue_alarm("changed_poll")
             began, mark = now_ns(), coverage.alarms.mark
             view, insert = await self.link.catalogue.read_all()
+            await self.link.look_at_publications()
             if self._stopped():
                 return
         self.counters.reread_ns += now_ns() - began

@@ -6,7 +6,10 @@ Whatever is missing ends the attempt with ``NotServing``: a stable reason and th
 2. The others go to the address that was reached, and must find the same server there: a URL may name several (R9).
 3. The slot is created with a deadline: PostgreSQL waits for every transaction that was open, a forgotten prepared one
    for ever (coherence trap 22). Meanwhile the blocking process is named.
-4. The stream starts; feedback only after the server's own list shows that we do not count as a synchronous standby
+4. With ``pgoutput`` the publications and the event triggers must be there before the slot is: a missing publication
+   ends the stream of an older server and leaves that of a newer one silent. Tables that were made since are added to
+   them now, because the slot waits for every transaction that would be decoded without their changes.
+5. The stream starts; feedback only after the server's own list shows that we do not count as a synchronous standby
    (coherence trap 3). The names in ``synchronous_standby_names`` are read too: details of that list are hidden from
    ordinary roles.
 """
@@ -14,6 +17,7 @@ Whatever is missing ends the attempt with ``NotServing``: a stable reason and th
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 from collections.abc import Callable
@@ -22,15 +26,19 @@ from dataclasses import dataclass
 import psycopg
 from psycopg.conninfo import make_conninfo
 
+from distribcache.catalog.announcing import announces
+from distribcache.catalog.publications import ENROL_SQL, STATE_SQL, TRIGGERS, WAITING_SQL
 from distribcache.coherence.catalogue import LOCK_MS, STATEMENT_MS, Catalogue
 from distribcache.coherence.connections import APPLICATION_NAME, Connection, close, connect
 from distribcache.coherence.lsn import parse_lsn
 from distribcache.coherence.options import Options
 from distribcache.coherence.reasons import REASONS, NotServing, from_connect_error
+from distribcache.errors import UpstreamError
 
 __all__ = ["Link", "ServerIdentity", "counts_as_synchronous"]
 
 _FREE = 2
+_PUBLICATIONS = 2
 _TERMINATE_TRIES = 40
 _IDENTITY = (
     "SELECT (SELECT system_identifier FROM pg_control_system())::text, "
@@ -91,6 +99,9 @@ class Link:
         self.slot = ""
         self.start = 0
         self.role = ""
+        self.plugin = "pgoutput" if options.plugin == "pgoutput" else "test_decoding"
+        self.published: frozenset[int] = frozenset()
+        """With pgoutput: the relations whose updates the stream shows, as it began."""
         self.probe: Connection
         self.stream: Connection
         self.catalogue: Catalogue
@@ -104,7 +115,14 @@ class Link:
         try:
             await self._check()
             await self._connect_others()
-            await self._create_slot()
+            if self.plugin == "pgoutput":
+                await self._publish()
+            try:
+                await self._create_slot()
+            except psycopg.errors.UndefinedFile as error:
+                if self.plugin != "test_decoding" or self._options.plugin != "auto":
+                    raise NotServing("no_output_plugin") from error
+                await self._fall_back()
         except psycopg.errors.LockNotAvailable as error:
             raise NotServing("unreachable", str(error)) from error
         except (psycopg.Error, OSError, TimeoutError) as error:
@@ -126,6 +144,52 @@ class Link:
         if int(priority or 0) != 0 or counts_as_synchronous((names or b"").decode()):
             raise NotServing("synchronous_standby")
         return int(kept or 0), parse_lsn(insert or b"")
+
+    async def look_at_publications(self) -> None:
+        """With pgoutput: is the stream still told all that it was told at its beginning? Raises NotServing."""
+        if self.plugin == "pgoutput" and not await self._members() <= self.published:
+            raise NotServing("publication_changed")
+
+    async def enrol(self) -> None:
+        """With pgoutput: add tables that were made since the stream began; the look after that ends the stream."""
+        if self.plugin == "pgoutput" and int((await self.catalogue.one(WAITING_SQL))[0] or 0):
+            await self._enrol()
+
+    async def _enrol(self) -> None:
+        with contextlib.suppress(psycopg.errors.InsufficientPrivilege, psycopg.errors.UndefinedFunction):
+            while int((await self.catalogue.one(ENROL_SQL))[0] or 0):
+                pass
+
+    async def _publish(self) -> None:
+        """See 4."""
+        await self._members()
+        await self._enrol()
+        self.published = await self._members()
+        await self.stream.execute(b"SET client_encoding = 'SQL_ASCII'")  # values as the server has them, unconverted
+
+    async def _members(self) -> frozenset[int]:
+        """The relations whose updates are published. Raises NotServing when something is not as setup makes it."""
+        publications, triggers, members = await self.catalogue.one(STATE_SQL)
+        if int(publications or 0) != _PUBLICATIONS:
+            raise NotServing("no_publication")
+        try:
+            announced = await announces(self.catalogue.ask)
+        except UpstreamError as error:
+            raise NotServing("reader_lost", error.message) from error
+        if int(triggers or 0) != len(TRIGGERS) or not announced:
+            raise NotServing("no_event_trigger")
+        return frozenset(map(int, (members or b"").split()))
+
+    async def _fall_back(self) -> None:
+        """There is no test_decoding: take pgoutput, if this database is prepared for it."""
+        self.plugin = "pgoutput"
+        try:
+            await self._publish()
+        except NotServing as state:
+            if state.reason == "no_publication":
+                raise NotServing("no_output_plugin") from state
+            raise
+        await self._create_slot()
 
     async def _connect(
         self, conninfo: str, *, replication: bool = False, statement_ms: int = 0, lock_ms: int = 0
@@ -183,7 +247,7 @@ class Link:
     async def _create_slot(self) -> None:
         assert self.identity is not None
         self.slot = f"distribcache_{self.identity.database_oid}_{os.urandom(5).hex()}"
-        command = f'CREATE_REPLICATION_SLOT "{self.slot}" TEMPORARY LOGICAL test_decoding NOEXPORT_SNAPSHOT'
+        command = f'CREATE_REPLICATION_SLOT "{self.slot}" TEMPORARY LOGICAL {self.plugin} NOEXPORT_SNAPSHOT'
         creation = asyncio.ensure_future(self.stream.execute(command.encode()))
         try:
             waited = 0.0
@@ -197,8 +261,6 @@ class Link:
                 if waited >= self._options.slot_deadline_s:
                     raise reason
             row = await (await creation).fetchone()
-        except psycopg.errors.UndefinedFile as error:
-            raise NotServing("no_output_plugin") from error
         except psycopg.errors.ConfigurationLimitExceeded as error:
             raise NotServing("no_free_slot", str(error)) from error
         except psycopg.errors.InsufficientPrivilege as error:

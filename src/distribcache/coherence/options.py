@@ -23,6 +23,8 @@ class FreshnessSettings(Protocol):
     def database_linger(self) -> float: ...
     @property
     def invalidation(self) -> str: ...
+    @property
+    def plugin(self) -> str: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,9 @@ class Options:
     max_databases: int = 16
     linger_s: float = 30.0
     invalidation: str = "wal"
+    plugin: str = "auto"
+    enrol_s: float = 60.0
+    """With pgoutput: a stream that is older than this ends for tables that could be added to the publications."""
     tables: int = 1 << 16
 
     @classmethod
@@ -59,4 +64,5 @@ class Options:
             max_databases=settings.max_databases,
             linger_s=settings.database_linger,
             invalidation=settings.invalidation,
+            plugin=settings.plugin,
         )

@@ -25,9 +25,11 @@ from collections.abc import Callable
 import psycopg
 from psycopg import pq
 
+from distribcache.catalog.publications import ALL, CHANGES
 from distribcache.clock import now_ns, wall_time
 from distribcache.coherence.connections import Connection, readable
-from distribcache.coherence.decoding import Commit, Decoder
+from distribcache.coherence.decoding import Collector, Commit, Decoder
+from distribcache.coherence.pgoutput import PgoutputDecoder
 from distribcache.coherence.watching import Plan
 from distribcache.errors import ProtocolError, UpstreamError
 
@@ -40,13 +42,20 @@ _POSTGRES_EPOCH = 946_684_800
 _KEEPALIVE = struct.Struct(">cQQ?")
 _STATUS = struct.Struct(">cQQQQ?")
 _XLOG_DATA, _KEEPALIVE_BYTE = ord("w"), ord("k")
+_PLUGINS: dict[str, tuple[type[Collector], str]] = {
+    "test_decoding": (
+        Decoder,
+        "\"include-xids\" '1', \"include-timestamp\" '0', \"skip-empty-xacts\" '0', \"include-rewrites\" '0'",
+    ),
+    "pgoutput": (PgoutputDecoder, f"proto_version '1', messages 'true', publication_names '{ALL},{CHANGES}'"),
+}
 
 
 class Reader:
     """Messages of the stream → ``on_commit``, ``on_position``, and ``on_slice`` at the end of each slice.
 
     ``on_lost(error)`` is called once when the stream has ended by itself; after that, nothing more is called.
-    ``plan_of`` tells which rows of a relation are watched.
+    ``plan_of`` tells which rows of a relation are watched; ``plugin`` is the slot's.
     """
 
     def __init__(
@@ -58,6 +67,7 @@ class Reader:
         on_slice: Callable[[], None],
         on_lost: Callable[[Exception], None],
         plan_of: Callable[[bytes], Plan | None],
+        plugin: str = "test_decoding",
     ) -> None:
         self.connection = connection
         self.pid = connection.pgconn.backend_pid
@@ -67,7 +77,8 @@ class Reader:
         self._pgconn = connection.pgconn
         self._on_commit, self._on_position = on_commit, on_position
         self._on_slice, self._on_lost = on_slice, on_lost
-        self._decoder = Decoder(plan_of)
+        decoder, self._how = _PLUGINS[plugin]
+        self._decoder = decoder(plan_of)
         self._loop = asyncio.get_running_loop()
         self._fd = -1
         self._queued = False
@@ -78,8 +89,7 @@ class Reader:
     async def start(self, slot: str, start: int) -> None:
         """Begin streaming from ``slot``; ``start`` is its consistent point. Raises UpstreamError when refused."""
         pgconn = self._pgconn
-        command = f"START_REPLICATION SLOT \"{slot}\" LOGICAL 0/0 (\"include-xids\" '1', "
-        command += "\"include-timestamp\" '0', \"skip-empty-xacts\" '0', \"include-rewrites\" '0')"
+        command = f'START_REPLICATION SLOT "{slot}" LOGICAL 0/0 ({self._how})'
         pgconn.send_query(command.encode())
         pgconn.flush()
         while pgconn.is_busy():

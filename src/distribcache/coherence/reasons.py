@@ -42,7 +42,19 @@ REASONS: dict[str, tuple[str, str]] = {
     ),
     "no_output_plugin": (
         "the output plugin test_decoding is not installed on the server",
-        "install PostgreSQL's contrib modules (Debian: they are part of the postgresql package)",
+        "install PostgreSQL's contrib modules (Debian: postgresql-contrib); or, as superuser: distribcache setup",
+    ),
+    "no_publication": (
+        "the publications that pgoutput needs are missing, or are not as distribcache setup makes them",
+        "run as superuser: distribcache setup, with freshness.plugin = pgoutput",
+    ),
+    "no_event_trigger": (
+        "with pgoutput the event triggers of distribcache setup must be there: they tell of changes of the catalogue",
+        "run as superuser: distribcache setup, with freshness.plugin = pgoutput",
+    ),
+    "publication_changed": (
+        "tables were added to the publications; the change stream is being opened anew",
+        "wait a moment",
     ),
     "slot_waits": (
         "creating the slot waits for transactions that were open before it",

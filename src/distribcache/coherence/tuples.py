@@ -105,9 +105,9 @@ def _tuple(
 
 
 def strange(what: str) -> ProtocolError:
-    """Something that ``test_decoding`` does not print."""
+    """Something that the output plugin does not send."""
     return ProtocolError(
         f"the change stream sent {what}",
-        where="test_decoding",
-        hint="check that the upstream's test_decoding is PostgreSQL's own; the stream starts anew",
+        where="output plugin",
+        hint="check that the upstream's test_decoding or pgoutput is PostgreSQL's own; the stream starts anew",
     )

@@ -199,6 +199,11 @@ class Freshness(_Section):
         "wal", "wal: logical decoding tells what died; without it nothing is cached. "
         "ttl: only time ends an entry, answers may be as old as their TTL.",
     )
+    plugin: Literal["auto", "test_decoding", "pgoutput"] = _setting(
+        "auto", "The server's output plugin that tells of commits. auto takes test_decoding if the server has it. "
+        "pgoutput is part of every server, needs what `distribcache setup` makes, and does not show updates of tables "
+        "without a replica identity: those are not cached.",
+    )
     max_wal_lag: Annotated[Size, _at_least(1 << 20, "1MB")] = _setting(
         "256MB", "Further behind than this, the cache drops its slot and starts empty, so that it never "
         "fills the server's disk.",

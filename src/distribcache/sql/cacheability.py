@@ -238,6 +238,7 @@ REFUSALS: dict[str, str] = {
     "foreign_table": "A foreign table changes without our seeing it.",
     "sequence": "Sequences are not part of the change stream.",
     "materialized_view": "A refresh is not in the change stream unless `distribcache setup` was run in this database.",
+    "no_replica_identity": "With pgoutput, updates of a table without a replica identity are not in the change stream.",
     "table_access_method": "A table with an access method other than heap may not be part of the change stream.",
     "row_security": "A row security policy depends on something that is not in the key.",
     "encoding": "Names outside ASCII cannot be folded as a server without UTF-8 folds them.",
