@@ -64,13 +64,20 @@ class Play:
         return self.at
 
     def look(
-        self, seen: Snapshot, insert: int, names: Relations | None = None, *, changed: bool, began_at: int | None = None
+        self,
+        seen: Snapshot,
+        insert: int,
+        names: Relations | None = None,
+        *,
+        changed: bool,
+        began_at: int | None = None,
+        settled: bool = True,
     ) -> None:
         self.generation += changed
         mark = self.coverage.alarms.mark
         view = CatalogueView(seen, (self.generation,), (1,), names)
         self.coverage.reread(
-            view, differs=False, mark=mark, began_at=self.at if began_at is None else began_at, insert=insert
+            view, mark=mark, began_at=self.at if began_at is None else began_at, insert=insert, settled=settled
         )
         self.publish()
 
@@ -293,7 +300,7 @@ def test_a_look_that_did_not_see_the_transaction_does_not_answer_it() -> None:
 
 def test_answering_an_alarm_that_was_not_seen_leaves_old_definitions(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sabotage: any look answers any alarm. The DDL becomes visible afterwards, and nothing ever says so."""
-    monkeypatch.setattr(Alarms, "answer", lambda self, seen, mark: [self.pending.pop(0) for _ in list(self.pending)])
+    monkeypatch.setattr(Alarms, "answer", lambda self, *_: [self.pending.pop(0) for _ in list(self.pending)])
     play = Play()
     fill = play.fill
     play.commit(600, 2000, empty=True)
@@ -320,21 +327,61 @@ def test_a_changed_catalogue_outdates_all_and_hits_resume_when_w_is_there() -> N
     assert play.valid(play.fill)
 
 
-def test_after_a_change_everything_is_outdated_again_one_second_later() -> None:
+def test_after_a_change_that_is_not_settled_everything_is_outdated_again_one_second_later() -> None:
     """The server publishes a commit before its invalidations: a fill in between may use the old definition."""
     play = Play()
     play.commit(600, 2000, empty=True)
     play.probe(2000, snapshot(601))
-    play.look(snapshot(601), 2000, relations(t=T, u=U), changed=True)
+    play.look(snapshot(601), 2000, relations(t=T, u=U), changed=True, settled=False)
     fill = play.fill
     assert play.valid(fill)
     assert not play.coverage.wants_reread(play.at + SETTLE_NS - 1)
     later = play.at + SETTLE_NS
     assert play.coverage.wants_reread(later)
-    play.look(snapshot(601), 2300, changed=False, began_at=later)
+    play.look(snapshot(601), 2300, changed=False, began_at=later, settled=False)
     play.keepalive(2300)
     assert not play.valid(fill)
+    fill = play.fill
+    assert play.coverage.wants_reread(later + SETTLE_NS), "still not settled: a process of the server was stopped"
+    play.look(snapshot(601), 2400, changed=False, began_at=later + SETTLE_NS)
+    play.keepalive(2400)
+    assert not play.valid(fill)
+    assert not play.coverage.wants_reread(later + 3 * SETTLE_NS)
+
+
+def test_a_change_that_is_settled_outdates_once() -> None:
+    play = Play()
+    play.commit(600, 2000, empty=True)
+    play.probe(2000, snapshot(601))
+    play.look(snapshot(601), 2000, relations(t=T, u=U), changed=True)
+    fill = play.fill
+    assert not play.coverage.wants_reread(play.at + SETTLE_NS)
+    play.look(snapshot(601), 2300, changed=False, began_at=play.at + SETTLE_NS)
+    assert play.valid(fill)
+
+
+def test_behind_an_alarm_of_the_proxy_there_is_a_second_look_that_outdates_nothing_by_itself() -> None:
+    play = Play()
+    play.coverage.catalogue_alarm("ddl")
+    play.look(snapshot(601), 2000, changed=True)
+    play.keepalive(2000)
+    fill = play.fill
+    later = play.at + SETTLE_NS
+    assert play.coverage.wants_reread(later)
+    play.look(snapshot(601), 2300, changed=False, began_at=later)
+    assert play.valid(fill)
     assert not play.coverage.wants_reread(later + SETTLE_NS)
+
+
+def test_a_change_that_nobody_announced_stops_hits_and_is_answered_by_the_look_that_saw_it() -> None:
+    play = Play()
+    mark = play.coverage.alarms.mark
+    own = play.coverage.catalogue_alarm("changed_poll")
+    assert not play.coverage.serving
+    play.coverage.catalogue_alarm("ddl")  # while the look was under way
+    view = CatalogueView(snapshot(601), (99,), (1,), None)
+    play.coverage.reread(view, mark=mark, began_at=play.at, insert=1000, settled=True, own=own)
+    assert [alarm.reason for alarm in play.coverage.alarms.pending] == ["ddl"]
 
 
 def test_noise_outdates_nothing() -> None:
@@ -433,7 +480,7 @@ def test_an_alarm_raised_during_a_look_needs_another() -> None:
     mark = play.coverage.alarms.mark
     play.coverage.catalogue_alarm("proxy")
     view = CatalogueView(snapshot(601), (play.generation,), (1,), None)
-    play.coverage.reread(view, differs=False, mark=mark, began_at=play.at, insert=0)
+    play.coverage.reread(view, mark=mark, began_at=play.at, insert=0)
     play.publish()
     assert not play.coverage.serving
     play.look(snapshot(601), 2000, changed=False)

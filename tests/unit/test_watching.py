@@ -43,7 +43,7 @@ class Play:
 
     def look(self, known: Relations, insert: int) -> None:
         view = CatalogueView(Snapshot(900, 900, frozenset()), (insert,), (1,), known)
-        self.coverage.reread(view, differs=True, mark=self.coverage.alarms.mark, began_at=100, insert=insert)
+        self.coverage.reread(view, mark=self.coverage.alarms.mark, began_at=100, insert=insert)
         self.coverage.publish()
 
     def tag(self, columns: str, *values: str, oid: int = T) -> tuple[int, int]:

@@ -15,8 +15,8 @@ Rules:
    ANALYZE and VACUUM change rows in place.
 3. Roles are hashed by all columns that everybody may read (the password is masked there). ``(key, xmin)`` cannot see
    a row that came and went between two looks. For memberships, role settings, roles and policies that would be a
-   right once given and taken back, so their counters of inserted and deleted rows count too (they may lag by
-   seconds).
+   right once given and taken back; for triggers, rules, functions, operators and casts, code that ran for a moment.
+   So their counters of inserted and deleted rows count too (they may lag by seconds).
 4. Fingerprint, snapshot and map of one look come from one statement or one repeatable-read transaction.
 5. Names are printed by the server's ``quote_ident``, as the change stream prints them, and compared as bytes.
 
@@ -32,8 +32,8 @@ from typing import Any, Protocol
 from distribcache.catalog.publications import NAMES
 
 __all__ = [
-    "FINGERPRINT_SQL", "PREPARE_SQL", "QUICK_SQL", "READ_ALL_SQL", "RELATIONS_SQL", "CatalogueView", "Relation",
-    "Relations", "relations_from",
+    "FINGERPRINT_SQL", "MAP_PARTS", "PREPARE_SQL", "QUICK_SQL", "RELATIONS_SQL", "RELOADED", "CatalogueView",
+    "Relation", "Relations", "relations_from",
 ]
 
 
@@ -150,6 +150,8 @@ _SHARED: dict[str, tuple[str, str]] = {
     "pg_db_role_setting": ("setdatabase, setrole", ""),
 }
 _COUNTED = ("pg_auth_members", "pg_db_role_setting", "pg_authid", "pg_policy")
+# Not those that a temporary table writes to: programs make and drop them all the time.
+_COUNTED_TOO = ("pg_trigger", "pg_rewrite", "pg_proc", "pg_operator", "pg_cast")
 
 
 def _hash(catalogue: str, keys: str, condition: str) -> str:
@@ -172,7 +174,17 @@ def _counted(catalogue: str) -> str:
 
 _QUICK_COLUMNS = [_hash(name, *how) for name, how in _SHARED.items()] + [_ROLES, _RELOADED]
 _QUICK_COLUMNS += [_counted(name) for name in _COUNTED]
-_FULL_COLUMNS = [_hash(name, *how) for name, how in _CATALOGUES.items()]
+_FULL_COLUMNS = [_hash(name, *how) for name, how in _CATALOGUES.items()] + [_counted(name) for name in _COUNTED_TOO]
+RELOADED = _QUICK_COLUMNS.index(_RELOADED)
+"""Where the time of the last reload stands in the array of ``QUICK_SQL``."""
+MAP_PARTS = tuple(
+    place
+    for place, name in enumerate(_CATALOGUES)
+    if name in ("pg_attribute", "pg_class", "pg_index", "pg_inherits", "pg_namespace")
+)
+"""Where the fingerprint has the catalogues of which ``RELATIONS_SQL`` is made: while these hashes stay, so does the
+map.
+"""
 
 QUICK_SQL = "SELECT ARRAY[" + ", ".join(_QUICK_COLUMNS) + "]::bigint[]"
 """One row, one array: roles, memberships, role and database settings, time of the last reload."""
@@ -203,14 +215,11 @@ RELATIONS_SQL = (
 """A row per relation: oid, printed name, relkind, replica identity, triggers or rules, parents, columns of the identity
 in hexadecimal."""
 
-PREPARE_SQL = f"PREPARE distribcache_look AS {FINGERPRINT_SQL}; PREPARE distribcache_quick AS {QUICK_SQL}"
-"""Planning the fingerprint costs as much as running it on a small database: once per connection is enough."""
-
-READ_ALL_SQL = (
-    "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; "
-    f"EXECUTE distribcache_look; {RELATIONS_SQL}; COMMIT; SELECT pg_current_wal_insert_lsn()"
+PREPARE_SQL = (
+    f"PREPARE distribcache_look AS {FINGERPRINT_SQL}; PREPARE distribcache_quick AS {QUICK_SQL}; "
+    f"PREPARE distribcache_map AS {RELATIONS_SQL}"
 )
-"""Everything from one snapshot, then the insert position, asked after it. Needs ``PREPARE_SQL``."""
+"""Planning the fingerprint costs as much as running it on a small database: once per connection is enough."""
 
 
 def relations_from(rows: Iterable[Sequence[bytes | None]]) -> Relations:

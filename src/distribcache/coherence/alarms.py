@@ -9,6 +9,7 @@ see:
   transaction is proved visible, but may also answer one that was received meanwhile;
 * an alarm without one (proxy, poll) is answered by a re-read begun after it was raised: its change was acknowledged,
   or seen, before.
+* a re-read that sees a change which nobody announced raises one itself, and answers it;
 * the alarm of the start is answered by a re-read begun after V is defined: a transaction of before the start that is
   not visible yet would never raise another.
 """
@@ -45,10 +46,12 @@ class Alarms:
     def __bool__(self) -> bool:
         return bool(self.pending)
 
-    def raise_(self, reason: str, hold: int, xid: int = -1) -> None:
+    def raise_(self, reason: str, hold: int, xid: int = -1) -> int:
+        """Its number."""
         self.pending.append(Alarm(self._next, reason, hold, xid))
         self._next += 1
         self.raised += 1
+        return self._next - 1
 
     @property
     def mark(self) -> int:
@@ -65,8 +68,13 @@ class Alarms:
             return False
         return any(alarm.xid == -1 or not visibility.is_unproved(alarm.xid) for alarm in self.pending)
 
-    def answer(self, snapshot: Snapshot, mark: int) -> list[Alarm]:
-        """Take out and return those answered by a re-read with this snapshot, begun when ``mark`` was read."""
-        done = [a for a in self.pending if (a.number < mark if a.xid == -1 else snapshot.sees(a.xid))]
+    def answer(self, snapshot: Snapshot, mark: int, own: int = 0) -> list[Alarm]:
+        """Take out and return those answered by a re-read with this snapshot, begun when ``mark`` was read.
+
+        ``own``: the number of the alarm that this re-read itself raised when it saw a change.
+        """
+        done = [
+            a for a in self.pending if (a.number < mark or a.number == own if a.xid == -1 else snapshot.sees(a.xid))
+        ]
         self.pending = [a for a in self.pending if a not in done]
         return done

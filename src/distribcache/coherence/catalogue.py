@@ -8,24 +8,20 @@ looks for long.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import psycopg
 from psycopg.pq.abc import PGresult
 
-from distribcache.catalog.generation import (
-    PREPARE_SQL,
-    READ_ALL_SQL,
-    CatalogueView,
-    relations_from,
-)
+from distribcache.catalog.generation import MAP_PARTS, PREPARE_SQL, CatalogueView, relations_from
 from distribcache.coherence.connections import Connection
 from distribcache.coherence.lsn import parse_lsn
 from distribcache.coherence.visibility import Snapshot
 from distribcache.errors import UpstreamError
 
-__all__ = ["LOCK_MS", "STATEMENT_MS", "Catalogue"]
+__all__ = ["LOCK_MS", "STATEMENT_MS", "Catalogue", "Look"]
 
 LOCK_MS = 250
 STATEMENT_MS = 15_000
@@ -34,6 +30,25 @@ _MANY = 2000
 
 Rows = list[tuple[bytes | None, ...]]
 
+_BEGIN = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; EXECUTE distribcache_look"
+# A transaction gives its lock on its own id back only after it has sent its invalidations to all other processes.
+_HELD = (
+    "SELECT coalesce(string_agg(transactionid::text, ' '), '') FROM pg_lock_status() "
+    "WHERE locktype = 'transactionid' AND granted AND mode = 'ExclusiveLock'"
+)
+_REST = "COMMIT; SELECT pg_current_wal_insert_lsn()"
+_MAP = "EXECUTE distribcache_map"
+
+
+class Look(NamedTuple):
+    """``settled``: whatever the look saw has also reached the server's own caches; ``insert``: the insert position,
+    asked after it.
+    """
+
+    view: CatalogueView
+    settled: bool
+    insert: int
+
 
 class Catalogue:
     """Serialised questions on ``connection``. Everything raises psycopg.Error, but ``ask`` raises UpstreamError."""
@@ -41,10 +56,12 @@ class Catalogue:
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
         self._turn = asyncio.Lock()
+        self._map_parts: tuple[int, ...] = ()
 
     async def prepare(self) -> None:
         """Once, before the first look."""
-        await self._rows(PREPARE_SQL)
+        async with self._turn:
+            await self._rows(PREPARE_SQL)
 
     async def ask(self, sql: str, params: Sequence[object] = ()) -> list[tuple[Any, ...]]:
         """Rows of one question with psycopg's ``%s`` parameters. Raises UpstreamError."""
@@ -58,50 +75,53 @@ class Catalogue:
                 where="catalogue", hint="the statement goes to PostgreSQL; see its log if this persists",
             ) from error
 
-    async def fingerprint(self) -> CatalogueView:
-        """Snapshot and fingerprint, from one statement."""
-        return (await self._view("EXECUTE distribcache_look"))[0]
+    async def look(self, differs: Callable[[CatalogueView], bool]) -> Look | CatalogueView:
+        """The fingerprint; and if ``differs`` says so when it is shown that, all of a ``Look`` from the same snapshot.
 
-    async def read_all(self) -> tuple[CatalogueView, int]:
-        """The same with the map of relations from the same snapshot; then the insert position, asked after it."""
-        view, results = await self._view(READ_ALL_SQL)
-        position = next(rows[0][0] for rows in reversed(results) if rows)
-        return view, parse_lsn(position or b"")
+        Its view has a map of the relations only if that is another one than the last look's.
+        """
+        async with self._turn:
+            snapshot, full, quick = (await self._rows(_BEGIN))[-1][0]
+            hashes, roles = _numbers(full), _numbers(quick)
+            view = CatalogueView(Snapshot.parse(snapshot or b""), hashes + roles, roles, None)
+            if not differs(view):
+                await self._rows("COMMIT")
+                return view
+            parts = tuple(hashes[place] for place in MAP_PARTS)
+            again = parts != self._map_parts
+            results = await self._rows("; ".join([_MAP, _HELD, _REST] if again else [_HELD, _REST]))
+            if again:
+                rows = results[0]
+                found = relations_from(rows) if len(rows) < _MANY else await asyncio.to_thread(relations_from, rows)
+                view = replace(view, relations=found)
+                self._map_parts = parts
+        held = [int(xid) for xid in (results[-3][0][0] or b"").split()]
+        return Look(view, not any(map(view.snapshot.sees, held)), parse_lsn(results[-1][0][0] or b""))
 
     async def quick(self) -> tuple[int, ...]:
         """The fingerprint of roles and settings alone."""
-        results = await self._rows("EXECUTE distribcache_quick")
+        async with self._turn:
+            results = await self._rows("EXECUTE distribcache_quick")
         return _numbers(results[0][0][0])
 
     async def one(self, sql: str) -> tuple[bytes | None, ...]:
         """The first row of a question, as text."""
-        results = await self._rows(sql)
+        async with self._turn:
+            results = await self._rows(sql)
         return results[0][0] if results and results[0] else ()
 
-    async def _view(self, sql: str) -> tuple[CatalogueView, list[Rows]]:
-        results = [rows for rows in await self._rows(sql) if rows]
-        snapshot, full, quick = results[0][0]
-        hashes, roles = _numbers(full), _numbers(quick)
-        relations = None
-        if sql is READ_ALL_SQL:
-            # A database may have no relation at all: then its result is missing here, and the map is empty.
-            rows = results[1] if len(results) > 2 else []
-            relations = relations_from(rows) if len(rows) < _MANY else await asyncio.to_thread(relations_from, rows)
-        return CatalogueView(Snapshot.parse(snapshot or b""), hashes + roles, roles, relations), results
-
     async def _rows(self, sql: str) -> list[Rows]:
-        """All results of a text of statements, every value as the bytes that the server sent."""
-        async with self._turn:
-            cursor = await self.connection.execute(sql.encode())
-            results: list[Rows] = []
-            more: bool | None = True
-            while more:
-                result = cursor.pgresult
-                if result is not None:
-                    small = result.ntuples < _MANY
-                    results.append(_values(result) if small else await asyncio.to_thread(_values, result))
-                more = cursor.nextset()
-            return results
+        """All results of a text of statements, every value as the bytes that the server sent. To be called in turn."""
+        cursor = await self.connection.execute(sql.encode())
+        results: list[Rows] = []
+        more: bool | None = True
+        while more:
+            result = cursor.pgresult
+            if result is not None:
+                small = result.ntuples < _MANY
+                results.append(_values(result) if small else await asyncio.to_thread(_values, result))
+            more = cursor.nextset()
+        return results
 
 
 def _values(result: PGresult) -> list[tuple[bytes | None, ...]]:

@@ -21,9 +21,11 @@ Where the rules leave room, this is the choice:
   first hits wait for a poll as they wait for a probe.
 * *An alarm whose transaction the last re-read already saw* is not raised: its effects are in the map, and the schema
   slot is at or above its position.
-* *After a change, the same again one second later*, whether or not anything differs then: the server publishes a
-  commit before its catalogue invalidations, so entries filled in between may come from outdated definitions. After an
-  alarm of the proxy that showed no change there is a second look too.
+* *After a change that is not settled, the same again one second later*, whether or not anything differs then: the
+  server publishes a commit before its catalogue invalidations, so entries filled in between may come from outdated
+  definitions. *Settled* is a proof that no commit is in that gap: a transaction gives the lock on its own id back only
+  behind its invalidations, and none that the look's snapshot saw still had it afterwards. After an alarm of the proxy
+  there is a second look too, which outdates nothing by itself.
 """
 
 from __future__ import annotations
@@ -154,30 +156,34 @@ class Coverage:
 
     # -- the catalogue (R6)
 
-    def _alarm(self, reason: str, hold: int, xid: int = -1) -> None:
+    def _alarm(self, reason: str, hold: int, xid: int = -1) -> int:
         self.serving = False
         self.ledger.words[FRESH_AT] = 0
-        self.alarms.raise_(reason, hold, xid)
         self.counters.alarms += 1
         self.counters.last_alarm = reason
+        return self.alarms.raise_(reason, hold, xid)
 
-    def catalogue_alarm(self, reason: str) -> None:
-        """A change that is already acknowledged or seen: no hit from here on until the catalogue was read again."""
-        if self.running:
-            self._alarm(reason, self.ledger.words[W])
+    def catalogue_alarm(self, reason: str) -> int:
+        """A change that is already acknowledged or seen: no hit from here on until the catalogue was read again.
+
+        The alarm's number.
+        """
+        return self._alarm(reason, self.ledger.words[W]) if self.running else 0
 
     def wants_reread(self, now: int) -> bool:
         """Is there anything that a re-read begun now would settle?"""
         return self.running and (self.alarms.ready(self.visibility) or bool(self.settle_at and now >= self.settle_at))
 
-    def reread(self, view: CatalogueView, *, differs: bool, mark: int, began_at: int, insert: int) -> None:
+    def reread(
+        self, view: CatalogueView, *, mark: int, began_at: int, insert: int, settled: bool = False, own: int = 0
+    ) -> None:
         """A re-read is complete; ``insert`` was asked after its snapshot, ``mark`` read before its first question.
 
-        ``differs``: an earlier question of the same re-read saw another fingerprint than the one before.
+        ``settled``: whatever it saw has also reached the server's own caches. ``own``: the alarm that it raised itself.
         """
         settling = bool(self.settle_at and began_at >= self.settle_at)
-        changed = differs or view.fingerprint != self.fingerprint
-        answered = self.alarms.answer(view.snapshot, mark)
+        changed = view.fingerprint != self.fingerprint
+        answered = self.alarms.answer(view.snapshot, mark, own)
         self.counters.rereads += 1
         if view.relations is not None:
             self.relations = view.relations
@@ -187,11 +193,11 @@ class Coverage:
             self.target = max(normalise(insert, self.segment), self.received)
             self.ledger.bump_all(self.target)
             self.counters.catalogue_changes += changed
-        if changed:
+        if (changed or (settling and self.settle_changed)) and not settled:
             self.settle_at, self.settle_changed = began_at + SETTLE_NS, True
-        elif settling:
+        elif changed or settling:
             self.settle_at, self.settle_changed = 0, False
-        elif not self.settle_at and any(alarm.xid == -1 and alarm.reason not in _OWN for alarm in answered):
+        if not self.settle_at and any(alarm.xid == -1 and alarm.reason not in _OWN for alarm in answered):
             self.settle_at = began_at + SETTLE_NS
         self.ledger.admit(self.relations.oids, max(self.received, self.target))
         self.fingerprint = view.fingerprint

@@ -21,7 +21,9 @@ from collections.abc import Callable
 
 import psycopg
 
+from distribcache.catalog.generation import RELOADED, CatalogueView
 from distribcache.clock import now_ns
+from distribcache.coherence.catalogue import Look
 from distribcache.coherence.coverage import Coverage
 from distribcache.coherence.decoding import LEAVE_LOCK, Commit
 from distribcache.coherence.link import Link
@@ -41,6 +43,8 @@ _NUDGE_S = 0.001
 _ACTIVE_NS = 2000 * _MS
 _MANNERS_NS = 5000 * _MS
 _POLL_GAP_NS = 100 * _MS
+_REREAD_SHARE = 2  # pauses between looks, in the time that the last one took
+_REREAD_MOST_NS = 250 * _MS
 _PROBE_LOST_NS = 20_000 * _MS
 _STREAM_LOST_NS = 30_000 * _MS
 _KEPT = 16  # times max_wal_lag: what other people's open transactions may make our slot hold back
@@ -89,6 +93,7 @@ class Following:
         self._work = asyncio.Event()
         self._poll_wanted = False
         self._polled_at = 0
+        self._reread_after = 0
         self._waiters: list[tuple[int, asyncio.Future[bool]]] = []
         self._traffic = True
         self._active_until = 0
@@ -335,8 +340,10 @@ class Following:
         coverage, now = self.coverage, now_ns()
         polls = bool(coverage.full_at) and self._is_active(now)
         wanted = self._poll_wanted and now - self._polled_at >= _POLL_GAP_NS
-        if coverage.wants_reread(now) or wanted:
-            self._poll_wanted = self._poll_wanted and not wanted
+        wanted = wanted or coverage.wants_reread(now)
+        paused = wanted and now < self._reread_after
+        if wanted and not paused:
+            self._poll_wanted = False
             self._polled_at = now
             await self._reread()
         elif now - self._manners_at >= _MANNERS_NS:
@@ -359,6 +366,9 @@ class Following:
                 if coverage.alarms:
                     self._manners_at = 0  # a reload may have made us a synchronous standby
         else:
+            if paused:
+                # What changes all the time is looked at now and then: one look answers all alarms of before.
+                self._loop.call_later((self._reread_after - now) / 1e9, self._work.set)
             return False
         if self.up:
             coverage.publish()
@@ -369,21 +379,32 @@ class Following:
         """Look at all of the catalogue, and tell the ledger what follows from it (R6)."""
         coverage, began = self.coverage, now_ns()
         mark = coverage.alarms.mark
-        view, insert, differs = await self.link.catalogue.fingerprint(), 0, False
         settling = bool(coverage.settle_at and began >= coverage.settle_at)
+        own = 0
+
+        def differs(view: CatalogueView) -> bool:
+            nonlocal own
+            if not self.up or (view.fingerprint == coverage.fingerprint and not settling):
+                return False
+            if view.fingerprint != coverage.fingerprint and not coverage.alarms:
+                own = coverage.catalogue_alarm("changed_poll")  # hits stop now, not when all is read
+            return True
+
+        found = await self.link.catalogue.look(differs)
+        if isinstance(found, Look):
+            await self.link.look_at_publications()
         if self._stopped():
             return
-        if view.fingerprint != coverage.fingerprint or settling:
-            differs = view.fingerprint != coverage.fingerprint
-            if differs and not coverage.alarms:
-                coverage.catalogue_alarm("changed_poll")
-            began, mark = now_ns(), coverage.alarms.mark
-            view, insert = await self.link.catalogue.read_all()
-            await self.link.look_at_publications()
-            if self._stopped():
-                return
-        self.counters.reread_ns += now_ns() - began
-        coverage.reread(view, differs=differs, mark=mark, began_at=began, insert=insert)
+        if isinstance(found, Look):
+            view, settled, insert = found
+            # Each process of the server reloads its settings by itself.
+            settled = settled and (not coverage.quick or view.quick[RELOADED] == coverage.quick[RELOADED])
+        else:
+            view, settled, insert = found, False, 0
+        took = now_ns() - began
+        self.counters.reread_ns += took
+        self._reread_after = now_ns() + min(_REREAD_SHARE * took, _REREAD_MOST_NS)
+        coverage.reread(view, mark=mark, began_at=began, insert=insert, settled=settled, own=own)
         coverage.publish()
         if coverage.applied < coverage.target:
             self._nudge(flush=True)
