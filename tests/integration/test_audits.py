@@ -16,7 +16,7 @@ from wait import until
 from distribcache.coherence.auditor import Cause, Verdict
 from distribcache.coherence.ledger import Ledger
 from distribcache.proxy import hit, lookup
-from distribcache.proxy.audits import Campaign
+from distribcache.proxy.campaign import Campaign
 from distribcache.wire.messages import SYNC, bind, describe, execute, parse, query
 
 READ = "SELECT value FROM stock WHERE id = 1"
@@ -48,8 +48,7 @@ def campaign(proxy: InnerProxy, max_cost_s: float = 10.0) -> Iterator[Campaign]:
         return proxy.proxy.node.audits.begin(proxy.proxy.node, 3600, max_cost_s)
 
     async def end() -> None:
-        found.until_ns = 0
-        proxy.proxy.node.audits.look(proxy.proxy.node)
+        proxy.proxy.node.audits.end(proxy.proxy.node)
 
     found: Campaign = proxy.call(begin())
     yield found
@@ -129,7 +128,7 @@ def test_rows_in_another_order_are_the_same_where_none_was_promised(proxy: Inner
 
 def turn_around(proxy: InnerProxy) -> None:
     """Let every entry hold its rows in the other order, as another plan would have given them."""
-    from distribcache.proxy.audits import read_answer
+    from distribcache.proxy.compare import read_answer
 
     entries = proxy.proxy.node.l1.entries
     for key, entry in list(entries.items()):

@@ -19,7 +19,7 @@ from distribcache.errors import ConfigError, DistribCacheError, UpstreamError
 __all__ = ["application", "main"]
 
 # Each lives in the module of its name, as the function of its name.
-COMMANDS = ("demo", "doctor", "explain", "serve", "setup", "status", "teardown", "version")
+COMMANDS = ("audit", "demo", "doctor", "explain", "serve", "setup", "status", "teardown", "version")
 
 
 def application(*names: str) -> typer.Typer:

@@ -15,7 +15,7 @@ from distribcache.cli.report import print_json
 from distribcache.config import load
 from distribcache.errors import UpstreamError
 
-__all__ = ["status"]
+__all__ = ["fetch", "status"]
 
 _TIMEOUT_S = 5.0
 _MOST_BYTES = 16 << 20
@@ -34,14 +34,23 @@ def status(
         _show(facts)
 
 
-def fetch(address: str) -> dict[str, Any]:
-    """The node's /api/status. Raises UpstreamError when nothing of ours answers there."""
+def fetch(address: str, path: str = "/api/status", body: dict[str, Any] | None = None) -> dict[str, Any]:
+    """What the node's admin endpoint says; with a body it is told something. Raises UpstreamError when nothing of ours
+    answers there.
+    """
     # No proxy from the environment: the admin address is this machine's or a neighbour's.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     hint = "is `distribcache serve` running, and is this its --admin address?"
+    data = None if body is None else json.dumps(body).encode()
+    headers = {} if body is None else {"Content-Type": "application/json"}
+    request = urllib.request.Request(f"http://{address}{path}", data, headers)
     try:
-        with opener.open(f"http://{address}/api/status", timeout=_TIMEOUT_S) as reply:
+        with opener.open(request, timeout=_TIMEOUT_S) as reply:
             facts = json.loads(reply.read(_MOST_BYTES))
+    except urllib.error.HTTPError as error:
+        with error:
+            words = error.read(1000).decode("utf-8", "replace").strip() if error.code in (400, 403, 409) else ""
+        raise UpstreamError(f"no: {words or error.reason}", where=f"admin {address}", hint=hint) from None
     except (urllib.error.URLError, OSError) as error:
         reason = getattr(error, "reason", error)
         raise UpstreamError(f"no answer: {reason}", where=f"admin {address}", hint=hint) from None

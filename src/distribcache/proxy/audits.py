@@ -29,11 +29,12 @@ from distribcache.coherence.auditor import Cause, Finding, Sampler, Served, Tall
 from distribcache.coherence.ledger import FLOORS, W
 from distribcache.coherence.lsn import format_lsn
 from distribcache.entry import COST_NS, FILL, PAYLOAD, TABLES, Entry
+from distribcache.proxy.campaign import Campaign
+from distribcache.proxy.compare import Answer, compare, read_answer
 from distribcache.proxy.group import Message, Run, cut, parse_message
 from distribcache.proxy.replies import Op
 from distribcache.sql.fingerprint import template
-from distribcache.sql.order import order_of
-from distribcache.wire.messages import SYNC, Front, bind, close, describe, execute, message, parse, read_row_description
+from distribcache.wire.messages import SYNC, Front, bind, close, describe, execute, message, parse
 
 if TYPE_CHECKING:
     from distribcache.coherence.database import Coherence
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from distribcache.proxy.session import Session
     from distribcache.tiers.hot import HotCache
 
-__all__ = ["ALWAYS", "Answer", "Audits", "Campaign", "Hit", "read_answer"]
+__all__ = ["ALWAYS", "Audits", "Hit"]
 
 ALWAYS: Final = 1 << 60
 """How many hits of a session are audited while somebody has asked for all of them."""
@@ -55,33 +56,7 @@ _MOST_JUDGED = 1000
 """Different answers that wait for their verdict at a time."""
 _PATIENCE_S = 10.0
 _GLANCE_S = 0.05
-_ROW, _DESCRIPTION, _ERROR, _COMPLETE, _SUSPENDED = b"DTECs"
-_FLOATS = frozenset({700, 701, 1021, 1022})
-_NOT_OF_THE_DATA = (b"08", b"25", b"40", b"53", b"54", b"55", b"57", b"58", b"XX")
-"""Classes of errors that say nothing about the answer: timeouts, locks, resources."""
-
-
-@dataclass(slots=True)
-class Answer:
-    """A reply in the parts that are compared; ``description`` is empty when it was not asked for."""
-
-    description: bytes
-    rows: list[bytes]
-    end: bytes
-
-
-@dataclass(slots=True)
-class Campaign:
-    """All hits are audited until ``until_ns``, because somebody asked for it. ``before``: hits until then."""
-
-    until_ns: int
-    max_cost_ns: int
-    before: int
-    tally: Tally
-    running: bool = True
-    hits: int = 0
-    skipped: int = 0
-    pending: int = 0
+_ERROR = ord("E")
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +109,12 @@ class Audits:
         for session in node.live:
             session.armed = ALWAYS
         return self.campaign
+
+    def end(self, node: Node) -> None:
+        """End what ``begin`` began, before its time."""
+        if self._all is not None:
+            self._all.until_ns = 0
+            self.look(node)
 
     def look(self, node: Node) -> None:
         """From time to time: end what was asked for when its time is over."""
@@ -224,13 +205,11 @@ class Audits:
     def _ask(self, s: Session, hit: Hit) -> None:
         entry = hit.served.entry
         first = read_answer(entry[PAYLOAD])
-        second = Answer(b"", [], b"")
-        failed = b""
+        second = Answer()
 
         def noted(kind: int, message: bytes) -> None:
-            nonlocal failed
             if kind == _ERROR:
-                failed = _sqlstate(message)
+                second.error = _sqlstate(message)
 
         def described(kind: int, message: bytes) -> None:
             second.description = message
@@ -243,7 +222,7 @@ class Audits:
         def done(kind: int, message: bytes) -> None:
             s.asked = False
             try:
-                self._compare(s, hit, first, second, failed)
+                self._compare(s, hit, first, second)
             except Exception as error:  # noqa: BLE001 - see above
                 s.node.failed(error)
 
@@ -273,26 +252,20 @@ class Audits:
 
     # ---- judging ----------------------------------------------------------------------------------------------------
 
-    def _compare(self, s: Session, hit: Hit, first: Answer, second: Answer, failed: bytes) -> None:
+    def _compare(self, s: Session, hit: Hit, first: Answer, second: Answer) -> None:
         age = hit.served.age_ns
-        if failed[:2] in _NOT_OF_THE_DATA:
+        if second.says_nothing:
             self._found(hit, Finding(Verdict.UNDECIDED, Cause.FAILED, age))
             return
-        alike = not failed and first.end == second.end and first.description in (b"", second.description)
-        if alike and first.rows == second.rows:
-            self._found(hit, Finding(Verdict.SAME, age_ns=age))
-            return
-        order = order_of(hit.sql)
-        reordered = alike and sorted(first.rows) == sorted(second.rows)
-        if reordered and not order.ordered:
+        comparison = compare(hit.sql, first, second)
+        if comparison.same:
             self._found(hit, Finding(Verdict.SAME, age_ns=age))
             return
         if self.pending >= _MOST_JUDGED:
             self._found(hit, Finding(Verdict.UNDECIDED, Cause.TOO_MANY, age))
             return
-        floats = order.sums and not _FLOATS.isdisjoint(_types(first.description or second.description))
-        determined = order.determined and not floats and not reordered
-        self._later(hit, self._judge(s.coherence, s.node.l1, hit, now_ns(), determined=determined))
+        work = self._judge(s.coherence, s.node.l1, hit, now_ns(), determined=comparison.determined)
+        self._later(hit, work)
 
     async def _judge(self, coherence: Coherence, l1: HotCache, hit: Hit, answered_at: int, *, determined: bool) -> None:
         """The verdict on an answer that differs from a later one; see ``coherence.auditor``."""
@@ -347,23 +320,6 @@ class Audits:
         task.add_done_callback(judged)
 
 
-def read_answer(payload: bytes) -> Answer:
-    """The parts of a whole reply without its ReadyForQuery."""
-    answer = Answer(b"", [], b"")
-    at = 0
-    while at < len(payload):
-        end = at + 1 + int.from_bytes(payload[at + 1 : at + 5], "big")
-        kind = payload[at]
-        if kind == _ROW:
-            answer.rows.append(payload[at:end])
-        elif kind == _DESCRIPTION:
-            answer.description = payload[at:end]
-        elif kind == _COMPLETE or kind == _SUSPENDED:
-            answer.end = payload[at:end]
-        at = end
-    return answer
-
-
 def _messages(data: bytes) -> list[Message]:
     messages, at = [], 0
     while at < len(data):
@@ -398,8 +354,3 @@ def _bounds(s: Session, entry: Entry) -> bytes:
 def _sqlstate(error: bytes) -> bytes:
     at = error.find(b"\0C", 5) + 2
     return error[at : at + 5]
-
-
-def _types(description: bytes) -> set[int]:
-    columns = read_row_description(description[5:]).columns if description[:1] == b"T" else ()
-    return {column.type_oid for column in columns}

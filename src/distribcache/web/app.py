@@ -1,12 +1,16 @@
-"""The admin endpoint: health, readiness, counters. On loopback by default; it changes nothing and shows no SQL.
+"""The admin endpoint: health, readiness, counters, audits. On loopback by default; it shows no SQL.
 
-``Host`` is checked, so a page elsewhere cannot read it through a rebound name (DNS rebinding).
+``Host`` is checked, so a page elsewhere cannot read it through a rebound name (DNS rebinding). The one thing that it
+changes is how many hits are audited; that takes a request from this machine itself, and one that no page can make a
+browser send: with a content type that would have to be asked for first, and without an ``Origin``.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
+import json
 import socket
 from typing import Any
 
@@ -27,6 +31,7 @@ from distribcache.web.overview import STYLE, page
 
 __all__ = ["Admin", "build"]
 
+_LONGEST_S = 86_400.0
 _HEADERS = {"Content-Security-Policy": "default-src 'none'; style-src 'self'", "X-Content-Type-Options": "nosniff"}
 
 
@@ -91,6 +96,23 @@ def build(node: Node) -> Starlette:
     async def status(request: Request) -> Response:
         return JSONResponse({"statistics": node.statistics(), "databases": databases()})
 
+    async def audits(request: Request) -> Response:
+        campaign = node.audits.campaign
+        if request.method == "POST":
+            if not _may_change(request):
+                return PlainTextResponse("only for programs on this machine\n", status_code=403)
+            seconds, max_cost = _audit_wanted(await request.body())
+            if seconds is None or max_cost is None:
+                return PlainTextResponse("it takes seconds and max_cost_s\n", status_code=400)
+            if not seconds:
+                node.audits.end(node)
+            elif campaign is not None and campaign.running:
+                return PlainTextResponse("hits are being audited already\n", status_code=409)
+            else:
+                campaign = node.audits.begin(node, seconds, max_cost)
+        modes = {each.name: each.mode for each in node.databases}
+        return JSONResponse({**({} if campaign is None else campaign.report()), "modes": modes})
+
     async def overview(request: Request) -> Response:
         return HTMLResponse(page(node.statistics(), databases()), headers=_HEADERS)
 
@@ -107,9 +129,29 @@ def build(node: Node) -> Starlette:
             Route("/readyz", ready),
             Route("/metrics", metrics),
             Route("/api/status", status),
+            Route("/api/audit", audits, methods=["GET", "POST"]),
         ],
         middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=hosts)],
     )
+
+
+def _may_change(request: Request) -> bool:
+    """See the module."""
+    try:
+        here = request.client is not None and ipaddress.ip_address(request.client.host).is_loopback
+    except ValueError:
+        here = False
+    return here and request.headers.get("content-type") == "application/json" and "origin" not in request.headers
+
+
+def _audit_wanted(body: bytes) -> tuple[float | None, float | None]:
+    """Seconds (0: end it) and the costliest statement, in seconds; None for what is not possible."""
+    try:
+        wanted = json.loads(body)
+        seconds, max_cost = float(wanted["seconds"]), float(wanted.get("max_cost_s", 1.0))
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None, None
+    return seconds if 0 <= seconds <= _LONGEST_S else None, max_cost if 0 <= max_cost <= _LONGEST_S else None
 
 
 class Admin:
