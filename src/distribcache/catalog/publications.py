@@ -25,7 +25,7 @@ from distribcache.catalog.announcing import FUNCTION, SCHEMA
 
 __all__ = [
     "ALL", "CHANGES", "ELIGIBLE_SQL", "ENROL", "ENROL_SQL", "GUARD", "MEMBERS_SQL", "NAMES", "PRUNE", "STATE_SQL",
-    "TRIGGERS", "UNPUBLISHED_SQL", "WAITING_SQL",
+    "TRIGGERS", "UNIDENTIFIED_SQL", "UNPUBLISHED_SQL", "WAITING_SQL",
 ]
 
 ALL = "distribcache_all"
@@ -50,11 +50,12 @@ _INDEX = (
     "i.indrelid = c.oid AND i.indisunique AND i.indimmediate AND i.indisvalid AND i.indislive AND i.indpred IS NULL "
     "AND NOT " + _GENERATED.format(among=" AND a.attnum = ANY (i.indkey::int2[])")
 )
+_TABLES = (
+    "FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace "
+    "WHERE c.relkind = 'r' AND c.relpersistence = 'p' AND c.oid >= 16384 AND n.nspname <> 'information_schema'"
+)
 ELIGIBLE_SQL = (
-    "SELECT c.oid, format('%I.%I', n.nspname, c.relname) AS name FROM pg_class c "
-    "JOIN pg_namespace n ON n.oid = c.relnamespace "
-    "WHERE c.relkind = 'r' AND c.relpersistence = 'p' AND c.oid >= 16384 AND n.nspname <> 'information_schema' "
-    "AND CASE c.relreplident "
+    f"SELECT c.oid, format('%I.%I', n.nspname, c.relname) AS name {_TABLES} AND CASE c.relreplident "
     f"WHEN 'd' THEN EXISTS (SELECT FROM pg_index i WHERE {_INDEX} AND i.indisprimary) "
     f"WHEN 'i' THEN EXISTS (SELECT FROM pg_index i WHERE {_INDEX} AND i.indisreplident "
     "AND EXISTS (SELECT FROM pg_constraint k WHERE k.conindid = i.indexrelid AND k.contype IN ('p', 'u'))) "
@@ -66,6 +67,13 @@ MEMBERS_SQL = (
     "SELECT r.prrelid AS oid FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid "
     f"WHERE p.pubname = '{CHANGES}'"
 )
+UNIDENTIFIED_SQL = (
+    f"SELECT format('%I.%I', n.nspname, c.relname) AS name, c.oid IN ({MEMBERS_SQL}) AS member, "
+    f"c.relreplident <> 'f' AND NOT {_GENERATED.format(among='')} AS full_helps "
+    f"{_TABLES} AND c.oid NOT IN (SELECT oid FROM ({ELIGIBLE_SQL}) AS e) ORDER BY 1"
+)
+"""Tables without an identity that counts; a ``member`` among them is one whose updates fail."""
+
 # Row filters and column lists came with version 15. Ours have none; who has given a table one gets no answers from it.
 _WHOLE = "to_jsonb(r)->>'prqual' IS NULL AND to_jsonb(r)->>'prattrs' IS NULL"
 

@@ -22,21 +22,13 @@ from dataclasses import dataclass
 from distribcache.catalog.announcing import SCHEMA, SEARCH_PATH
 from distribcache.catalog.publications import ALL, CHANGES, ELIGIBLE_SQL, ENROL, GUARD, MEMBERS_SQL, PRUNE
 
-__all__ = ["FUNCTIONS", "PUBLICATIONS", "UNIDENTIFIED_SQL", "Function"]
+__all__ = ["FUNCTIONS", "PUBLICATIONS", "Function"]
 
 PUBLICATIONS = {
     ALL: (" FOR ALL TABLES", "publish = 'insert, truncate', publish_via_partition_root = false"),
     CHANGES: ("", "publish = 'update, delete', publish_via_partition_root = false"),
 }
 """Name → for which tables, and the options."""
-
-UNIDENTIFIED_SQL = (
-    "SELECT format('%I.%I', n.nspname, c.relname) AS name, m.oid IS NOT NULL AS member FROM pg_class c "
-    f"JOIN pg_namespace n ON n.oid = c.relnamespace LEFT JOIN ({MEMBERS_SQL}) AS m ON m.oid = c.oid "
-    "WHERE c.relkind = 'r' AND c.relpersistence = 'p' AND c.oid >= 16384 AND n.nspname <> 'information_schema' "
-    f"AND c.oid NOT IN (SELECT oid FROM ({ELIGIBLE_SQL}) AS e) ORDER BY 1"
-)
-"""Tables without an identity that counts; a ``member`` among them is one whose updates fail."""
 
 _DROP = (
     "SELECT string_agg(format('ONLY %I.%I', n.nspname, c.relname), ', ') INTO tables FROM pg_class c "

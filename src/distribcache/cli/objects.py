@@ -23,7 +23,7 @@ import psycopg
 from psycopg import sql
 
 from distribcache.catalog.announcing import BODY, FUNCTION, SCHEMA
-from distribcache.catalog.publications import CHANGES, ENROL_SQL, MEMBERS_SQL, NAMES, TRIGGERS
+from distribcache.catalog.publications import CHANGES, ENROL_SQL, MEMBERS_SQL, NAMES, TRIGGERS, UNIDENTIFIED_SQL
 from distribcache.cli import guard
 from distribcache.cli.guard import PUBLICATIONS, Function
 from distribcache.cli.link import Connection
@@ -195,7 +195,7 @@ def _enrol(connection: Connection) -> list[Deed]:
     while (some := int(_one(connection, ENROL_SQL)["enrol"])) > 0:
         added += some
     members = _one(connection, f"SELECT count(*)::int AS tables FROM ({MEMBERS_SQL}) AS m")["tables"]
-    outside = [row for row in connection.execute(guard.UNIDENTIFIED_SQL.encode()).fetchall() if not row["member"]]
+    outside = [row for row in connection.execute(UNIDENTIFIED_SQL.encode()).fetchall() if not row["member"]]
     why = str(members)
     if outside:
         why += f"; {len(outside)} without a replica identity stay out and are not cached"

@@ -25,7 +25,10 @@ from typing import Any
 
 import psycopg
 from psycopg import sql
+from psycopg.rows import tuple_row
 
+from distribcache.catalog.publications import CHANGES, STATE_SQL, TRIGGERS, UNIDENTIFIED_SQL
+from distribcache.cli import guard
 from distribcache.cli.link import Connection, connect
 from distribcache.cli.objects import INSTALLED, SLOT_PATTERN
 from distribcache.config import Settings
@@ -37,7 +40,8 @@ __all__ = ["Check", "examine"]
 FREE_BESIDE_OURS = 2
 LEAST_VERSION = 140000
 TESTED_VERSION = 150000
-PLUGIN = "test_decoding"
+_PLUGIN = "test_decoding"
+_SOME = 5
 _SLOT_TIMEOUT = "5s"
 _RESTART = "-- then restart PostgreSQL"
 _RELOAD = "SELECT pg_reload_conf();"
@@ -89,7 +93,7 @@ def examine(settings: Settings, dbname: str | None = None) -> tuple[str, list[Ch
         checks.append(_pooler(connection, row))
         checks.append(_event_trigger(connection, row))
         checks.append(_replication_connection(settings, dbname, _blocking(checks)))
-        checks.append(_plugin(connection, _blocking(checks)))
+        checks += _plugin(connection, _blocking(checks), settings.freshness.plugin)
         return str(row["version"]), checks
 
 
@@ -217,24 +221,68 @@ def _replication_connection(settings: Settings, dbname: str | None, blocked: lis
     return Check(name, "ok", "accepted")
 
 
-def _plugin(connection: Connection, blocked: list[str]) -> Check:
+def _plugin(connection: Connection, blocked: list[str], wanted: str) -> Iterator[Check]:
     """Make a temporary slot and drop it. It waits for transactions that are writing now; so will the cache's own."""
+    plugin = "pgoutput" if wanted == "pgoutput" else _PLUGIN
+    check = _slot(connection, blocked, plugin)
+    if check is None and wanted == "auto":
+        plugin = "pgoutput"
+        check = _slot(connection, blocked, plugin)
+    if check is None:
+        fix = ("-- install PostgreSQL's contrib package for this version (test_decoding.so)",)
+        check = Check("slot_creation", "problem", f"output plugin {plugin} is missing", fix)
+    yield check
+    if plugin == "pgoutput" and check.status != "skipped":
+        yield _publications(connection)
+
+
+def _slot(connection: Connection, blocked: list[str], plugin: str) -> Check | None:
+    """None when the server has no such plugin."""
     if blocked:
         return Check("slot_creation", "skipped", f"needs {', '.join(blocked)} first")
     slot = f"distribcache_doctor_{os.getpid()}"
     try:
         connection.execute(f"SET statement_timeout = '{_SLOT_TIMEOUT}'")
-        connection.execute("SELECT pg_create_logical_replication_slot(%s, %s, true)", [slot, PLUGIN])
+        connection.execute("SELECT pg_create_logical_replication_slot(%s, %s, true)", [slot, plugin])
         connection.execute("SELECT pg_drop_replication_slot(%s)", [slot])
     except psycopg.errors.QueryCanceled:
         who, fix = _writers(connection)
         return Check("slot_creation", "problem", f"waited {_SLOT_TIMEOUT} for transactions that write: {who}", fix)
     except psycopg.errors.UndefinedFile:
-        fix = ("-- install PostgreSQL's contrib package for this version (test_decoding.so)",)
-        return Check("slot_creation", "problem", f"output plugin {PLUGIN} is missing", fix)
+        return None
     except psycopg.Error as error:
         return Check("slot_creation", "problem", str(error.diag.message_primary or error).strip())
-    return Check("slot_creation", "ok", f"{PLUGIN} works")
+    return Check("slot_creation", "ok", f"{plugin} works")
+
+
+def _publications(connection: Connection) -> Check:
+    """What pgoutput needs beside the slot, and the tables that it cannot tell of."""
+    name = "publications"
+    with connection.cursor(row_factory=tuple_row) as cursor:
+        row = cursor.execute(STATE_SQL.encode()).fetchone()
+    assert row is not None
+    publications, triggers, members = row
+    setup = ("-- run as superuser, with freshness.plugin = pgoutput: distribcache setup",)
+    if publications != len(guard.PUBLICATIONS) or triggers != len(TRIGGERS):
+        return Check(name, "problem", "pgoutput needs two publications and the event triggers that guard them", setup)
+    outside = connection.execute(UNIDENTIFIED_SQL.encode()).fetchall()
+    broken = [row["name"] for row in outside if row["member"]]
+    if broken:
+        fix = ("SELECT distribcache.prune();",)
+        detail = f"updates of these tables fail, they have lost their identity: {_list(broken)}"
+        return Check(name, "problem", detail, fix)
+    if outside:
+        names = [row["name"] for row in outside]
+        detail = f"not cached, because their updates are not in the change stream: {_list(names)}"
+        keyed = "-- or, where rows have a key: ALTER TABLE … ADD PRIMARY KEY …; REPLICA IDENTITY FULL writes more WAL"
+        full = [f"ALTER TABLE {row['name']} REPLICA IDENTITY FULL;" for row in outside if row["full_helps"]][:_SOME]
+        return Check(name, "advice", detail, (*full, keyed, "-- then: distribcache setup"))
+    return Check(name, "ok", f"{len((members or '').split())} tables in {CHANGES}")
+
+
+def _list(names: list[str]) -> str:
+    more = len(names) - _SOME
+    return ", ".join(names[:_SOME]) + (f" and {more} more" if more > 0 else "")
 
 
 def _writers(connection: Connection) -> tuple[str, tuple[str, ...]]:
