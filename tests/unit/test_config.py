@@ -212,3 +212,25 @@ def test_duration_text_is_exact_to_the_microsecond(micros: int) -> None:
 )
 def test_addresses(text: str, address: tuple[str, int]) -> None:
     assert parse_address(text) == address
+
+
+def test_a_class_may_only_be_bound_tighter_than_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = load(None, {"staleness.olap": "250ms", "staleness.default": "1s"})
+    assert settings.staleness.bounds == {"olap": 0.25, "mixed": 1.0}
+    with pytest.raises(ConfigError, match=r"staleness\.olap: 30s is longer than freshness.* \(1s\)") as raised:
+        load(None, {"staleness.olap": "30s"})
+    assert raised.value.where == "flag" and "raise that one" in raised.value.hint
+    assert load(None, {"staleness.olap": "30s", "freshness.max_staleness": "30s"}).staleness.olap == 30
+    with pytest.raises(ConfigError, match=r"staleness\.oltp: .*too small"):
+        load(None, {"staleness.oltp": "1ms"})
+
+
+def test_the_share_of_audits_is_a_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load(None, {"audit.sample": "0.5"}).audit.sample == 0.5
+    shown = {name: value for name, value, _ in load().show()}
+    assert shown["audit.sample"] == "0.0001" and shown["staleness.olap"] == ""
+    for wrong in ("2", "-1", "often"):
+        with pytest.raises(ConfigError, match=r"audit\.sample"):
+            load(None, {"audit.sample": wrong})

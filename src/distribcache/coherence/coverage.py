@@ -111,8 +111,10 @@ class Coverage:
 
     def commit(self, commit: Commit) -> None:
         """A committed transaction. Slots are bumped at once, W follows in ``publish``."""
-        lsn, touch, bump = commit.lsn, self.ledger.touch, self.ledger.bump
+        lsn, ledger, wildcards = commit.lsn, self.ledger, self.watching.touched
+        touch, bump = ledger.touch, ledger.bump
         before = self.received
+        tables = wild = 0
         lost = False
         by_name = self.relations.by_name
         for name in commit.names:
@@ -122,8 +124,16 @@ class Coverage:
             else:
                 for oid in oids:
                     touch(oid, lsn)
+                    tables += oid in ledger
         for slot in commit.slots:
             bump(slot, lsn)
+            if slot < ledger.rows_at:
+                wildcards[slot] += 1
+                wild += 1
+        died = self.counters.invalidations_by
+        died["table"] += tables
+        died["wildcard"] += wild
+        died["row"] += len(commit.slots) - wild
         self.visibility.received(commit.xid, lsn)
         self.received = max(before, lsn)
         self.counters.commits += 1
@@ -160,6 +170,7 @@ class Coverage:
         self.serving = False
         self.ledger.words[FRESH_AT] = 0
         self.counters.alarms += 1
+        self.counters.alarms_by[reason] += 1
         self.counters.last_alarm = reason
         return self.alarms.raise_(reason, hold, xid)
 
@@ -192,6 +203,7 @@ class Coverage:
             # What was received meanwhile may lie behind the position, and was attributed by the outdated map too.
             self.target = max(normalise(insert, self.segment), self.received)
             self.ledger.bump_all(self.target)
+            self.counters.invalidations_by["schema"] += 1
             self.counters.catalogue_changes += changed
         if (changed or (settling and self.settle_changed)) and not settled:
             self.settle_at, self.settle_changed = began_at + SETTLE_NS, True

@@ -20,7 +20,7 @@ from psycopg.conninfo import make_conninfo
 from distribcache.clock import now_ns
 from distribcache.coherence.coverage import Coverage
 from distribcache.coherence.following import Following
-from distribcache.coherence.freshness import Freshness
+from distribcache.coherence.freshness import Freshness, Watched
 from distribcache.coherence.ledger import FLOORS, FRESH_AT, Columns, Ledger, V, W
 from distribcache.coherence.link import Link, ServerIdentity
 from distribcache.coherence.lsn import format_lsn
@@ -158,7 +158,16 @@ class DatabaseCoherence:
             future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
             future.set_result(fresh)
             return future
-        return following.wait_fresh(floor_ns, timeout_s)
+        began = now_ns()
+
+        def waited(future: asyncio.Future[bool]) -> None:
+            self.counters.waits += 1
+            self.counters.waits_late += future.cancelled() or not future.result()
+            self.counters.wait_ns += now_ns() - began
+
+        future = following.wait_fresh(floor_ns, timeout_s)
+        future.add_done_callback(waited)
+        return future
 
     def catalogue_alarm(self, reason: str) -> None:
         """A DDL, GRANT or REVOKE was seen, and is about to be acknowledged: no hit until the catalogue was read again.
@@ -202,14 +211,20 @@ class DatabaseCoherence:
             "detail": self.detail or None,
             "hint": self.hint or None,
             "staleness_ms": round((now - fresh_at) / 1e6, 3) if fresh_at else None,
+            "lag_seconds": round((now - coverage.pending[0][0]) / 1e9, 6) if coverage.pending else 0.0,
             "applied": format_lsn(self.words[W]),
             "visible": format_lsn(self.words[V]),
             "schema": format_lsn(self.schema_lsn()) if coverage.running else None,
             "epoch": self.epoch,
             "unproved_commits": len(coverage.visibility),
             "pending_alarms": len(coverage.alarms.pending),
-            **{name: getattr(counters, name) for name in counters.__slots__},
+            "column_sets": len(coverage.watching),
+            **counters.report(),
         }
+
+    def watched(self) -> list[Watched]:
+        """The column sets by which rows are told, and what would help them."""
+        return self.coverage.watching.report()
 
     # -- life
 
@@ -282,6 +297,7 @@ class DatabaseCoherence:
             self.counters.last_error = f"{state.reason}: {state.detail}"[:300]
         self._say(state)
         if self.coverage.running:
+            self.counters.epoch_changes_by[state.reason] += 1
             self.coverage.end()
             for listener in self.epoch_listeners:
                 listener(self.epoch)

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from distribcache.coherence.freshness import Freshness
+from distribcache.coherence.freshness import Freshness, Watched
 from distribcache.coherence.ledger import Columns, Ledger, next_epoch
 from distribcache.coherence.link import ServerIdentity
 from distribcache.coherence.reasons import REASONS
@@ -80,6 +80,10 @@ class PassThrough:
     def report(self) -> dict[str, object]:
         """Names and values for ``SHOW distribcache.freshness``."""
         return {"mode": self.mode, "serving": False, "reason": self.reason, "detail": self.detail, "hint": self.hint}
+
+    def watched(self) -> list[Watched]:
+        """Nothing is watched."""
+        return []
 
     async def start(self) -> None:
         """Nothing to start."""

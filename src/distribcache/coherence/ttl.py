@@ -17,7 +17,7 @@ from psycopg.conninfo import make_conninfo
 from distribcache.clock import now_ns
 from distribcache.coherence.catalogue import LOCK_MS, STATEMENT_MS, Catalogue
 from distribcache.coherence.connections import close, connect
-from distribcache.coherence.freshness import Freshness
+from distribcache.coherence.freshness import Freshness, Watched
 from distribcache.coherence.ledger import EPOCH, FLOORS, FRESH_AT, NEVER, SCHEMA, Columns, Ledger, V, W, next_epoch
 from distribcache.coherence.link import ServerIdentity
 from distribcache.coherence.options import Options
@@ -101,6 +101,8 @@ class TtlOnly:
     def catalogue_alarm(self, reason: str) -> None:
         """Everything stored so far is dropped."""
         self.counters.alarms += 1
+        self.counters.alarms_by[reason] += 1
+        self.counters.epoch_changes_by["catalogue_alarm"] += 1
         self.counters.last_alarm = reason
         self.counters.epoch_changes += 1
         self._look += 1
@@ -142,8 +144,12 @@ class TtlOnly:
         return {
             "mode": self.mode, "serving": True, "reason": None, "detail": self.detail, "hint": self.hint,
             "staleness_ms": None, "epoch": self.epoch,
-            **{name: getattr(self.counters, name) for name in self.counters.__slots__},
+            **self.counters.report(),
         }
+
+    def watched(self) -> list[Watched]:
+        """Nothing is watched."""
+        return []
 
     async def start(self) -> None:
         """Nothing to start."""

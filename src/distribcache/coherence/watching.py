@@ -19,11 +19,13 @@ Rules (coherence traps 1 and 8):
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from distribcache.catalog.generation import Relations
+from distribcache.coherence.freshness import Watched
 from distribcache.coherence.ledger import Columns, Ledger, tag_prefix
 from distribcache.coherence.tuples import Change, Values
 
@@ -32,6 +34,10 @@ __all__ = ["MOST_OF_ONE", "MOST_SETS", "ColumnSet", "Plan", "Watching", "plan"]
 MOST_SETS: Final = 10_000
 MOST_OF_ONE: Final = 64
 """Column sets of a database, and of one relation: every row of it costs time for each."""
+
+_ADVICE = "ALTER TABLE {} REPLICA IDENTITY FULL; -- updates hide the old values of these columns"
+_OFTEN: Final = 10
+"""Transactions: one that changes very many rows, or truncates, touches wildcards too, whatever is shown."""
 
 Hashed = Callable[[bytes, Sequence[bytes]], int]
 
@@ -112,7 +118,7 @@ def plan(sets: Sequence[ColumnSet], key: frozenset[bytes], hashed: Hashed) -> Pl
 class Watching:
     """The registered column sets of one database; they outlive epochs, as the slots of the ledger do."""
 
-    __slots__ = ("_count", "_ledger", "_plans", "_relations", "_sets")
+    __slots__ = ("_count", "_ledger", "_plans", "_relations", "_sets", "touched")
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
@@ -120,6 +126,8 @@ class Watching:
         self._count = 0
         self._relations = Relations.empty()
         self._plans: dict[bytes, Plan | None] = {}
+        self.touched: Counter[int] = Counter()
+        """How many transactions touched which wildcard."""
 
     def __len__(self) -> int:
         return self._count
@@ -143,6 +151,21 @@ class Watching:
         """The catalogue was read again: names, ancestors and identities may be others."""
         self._relations = relations
         self._plans.clear()
+
+    def report(self) -> list[Watched]:
+        """Every column set, the most touched first, with advice where updates hide the old values (trap 24)."""
+        names = {oids[0]: name.decode() for name, oids in self._relations.by_name.items() if b"." in name}
+        found = []
+        for oid, sets in self._sets.items():
+            name, relation = names.get(oid), self._relations.by_oid.get(oid)
+            if name is None or relation is None:
+                continue
+            for columns, one in sets.items():
+                touches = self.touched[one.wildcard]
+                hides = relation.identity != "f" and not relation.key.issuperset(one.names) and touches >= _OFTEN
+                whose = f"each partition of {name}" if relation.kind == "p" else name
+                found.append(Watched(name, columns, touches, _ADVICE.format(whose) if hides else ""))
+        return sorted(found, key=lambda each: -each.touches)
 
     def plan_of(self, name: bytes) -> Plan | None:
         """What the rows of a relation touch, by its printed name; None when nobody watches."""

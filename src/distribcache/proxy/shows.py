@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from distribcache.clock import now_ns
+from distribcache.coherence.freshness import Watched
 from distribcache.entry import AT_NS, TABLES, WORKLOAD
 from distribcache.proxy.answer import Table
 from distribcache.sql.settings import OWN
@@ -66,14 +67,25 @@ def _freshness(s: Session) -> Table:
 
 
 def _tables(s: Session) -> Table:
-    """Tables that entries in L1 depend on: entries and bytes."""
+    """Tables that entries in L1 depend on: entries and bytes. Where rows are told apart: by which columns, how many
+    transactions ended all entries that are pinned by them because they did not show the values, and what would help.
+    """
     counts: dict[str, tuple[int, int]] = {}
     for entry in s.node.l1.entries.values():
         for table in filter(None, entry[TABLES].split(",")):
             entries, size = counts.get(table, (0, 0))
             counts[table] = (entries + 1, size + len(entry[0]))
-    ordered = sorted(counts.items(), key=lambda item: -item[1][0])
-    return ("table", "entries", "bytes"), [(name, str(entries), str(size)) for name, (entries, size) in ordered]
+    watched: dict[str, list[Watched]] = {}
+    for each in s.coherence.watched():
+        watched.setdefault(each.table, []).append(each)
+        counts.setdefault(each.table, (0, 0))
+    lines: list[tuple[str | None, ...]] = []
+    for name, (entries, size) in sorted(counts.items(), key=lambda item: -item[1][0]):
+        sets = watched.get(name, [])
+        columns = "; ".join(",".join(each.columns) for each in sets) or None
+        advice = next((each.advice for each in sets if each.advice), None)
+        lines.append((name, str(entries), str(size), columns, str(sum(each.touches for each in sets)), advice))
+    return ("table", "entries", "bytes", "column_sets", "wildcard_touches", "advice"), lines
 
 
 def _queries(s: Session) -> Table:

@@ -15,9 +15,7 @@ import socket
 from typing import Any
 
 import uvicorn
-from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
-from prometheus_client.registry import Collector
+from prometheus_client import generate_latest
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -27,6 +25,7 @@ from starlette.routing import Route
 
 from distribcache.errors import ConfigError
 from distribcache.proxy.node import Node
+from distribcache.web.metrics import registry_of
 from distribcache.web.overview import STYLE, page
 
 __all__ = ["Admin", "build"]
@@ -35,40 +34,9 @@ _LONGEST_S = 86_400.0
 _HEADERS = {"Content-Security-Policy": "default-src 'none'; style-src 'self'", "X-Content-Type-Options": "nosniff"}
 
 
-class _Counters(Collector):
-    """The node's statistics in Prometheus' form: prefix ``distribcache_``, base units, bounded labels."""
-
-    def __init__(self, node: Node) -> None:
-        self._node = node
-
-    def collect(self) -> Any:
-        for name, value in self._node.statistics().items():
-            if name.endswith("_total"):
-                yield CounterMetricFamily(f"distribcache_{name.removesuffix('_total')}", name, value=value)
-            elif name.endswith("_ms"):
-                yield GaugeMetricFamily(f"distribcache_{name.removesuffix('_ms')}_seconds", name, value=value / 1000)
-            else:
-                yield GaugeMetricFamily(f"distribcache_{name}", name, value=value)
-        totals = self._node.totals
-        for metric, counter in (("refused_reads", totals.refusals), ("bypassed_reads", totals.bypasses)):
-            family = CounterMetricFamily(
-                f"distribcache_{metric}", "Reads that were not cached, by reason", labels=["reason"]
-            )
-            for reason, count in counter.items():
-                family.add_metric([reason], count)
-            yield family
-        serving = GaugeMetricFamily(
-            "distribcache_database_serving", "1 while hits are served", labels=["database", "reason"]
-        )
-        for database in self._node.databases:
-            serving.add_metric([database.name, database.reason], float(database.serving))
-        yield serving
-
-
 def build(node: Node) -> Starlette:
     """The ASGI application for one node."""
-    registry = CollectorRegistry()
-    registry.register(_Counters(node))
+    registry = registry_of(node)
 
     def databases() -> list[dict[str, Any]]:
         return [
