@@ -177,3 +177,22 @@ def test_a_large_row_is_relayed_as_it_comes() -> None:
     assert made.feed(row[1000:50_000]) == row[1000:50_000]
     assert made.feed(row[50_000:] + C + Z) == row[50_000:] + C + Z
     assert not made.pending
+
+
+@pytest.mark.parametrize("size", [1, 7, 4096])
+def test_a_row_of_ours_that_is_too_long_is_dropped_as_it_comes(size: int) -> None:
+    """A question of ours takes no more memory than it was given, whatever the server answers."""
+    seen: list[int] = []
+    rows: list[bytes] = []
+    asked = Op(ord("E"), ours=True, rows=rows, room=40, done=lambda kind, _: seen.append(kind))
+    made, _ = replies(asked, Op(ord("S"), ours=True), Op(ord("E")), Op(ord("S")))
+    short, long = data_row([b"a" * 8]), data_row([b"b" * 5000])
+    theirs = data_row([b"c" * 3000]) + command_complete(b"SELECT 1") + ready_for_query(b"I")
+    data = short + long + short + command_complete(b"SELECT 3") + ready_for_query(b"I") + theirs
+    held, relayed = 0, b""
+    for at in range(0, len(data), size):
+        relayed += made.feed(data[at : at + size])
+        held = max(held, len(made._tail))
+    assert relayed == theirs
+    assert rows == [short] and seen == [ord("C")]
+    assert held <= 40 + size
