@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import http.client
 import os
 import resource
 import socket
@@ -336,3 +337,25 @@ def test_row_24_replication_is_privilege_enough(database: Database, make_proxy: 
         until(hit, "never a hit")
     proxy.stop()
     database.execute(f"DROP ROLE {role}")
+
+
+# ---- row 25: the admin endpoint -------------------------------------------------------------------------------------
+
+
+def test_row_25_the_admin_endpoint_answers_to_its_own_name_only(shared_proxy: ProxyProcess) -> None:
+    """Security row 25: a page elsewhere cannot read it through a rebound name, nor change anything."""
+    host, port = shared_proxy.admin.removeprefix("http://").split(":")
+    for name, path, method, wanted in (
+        (f"{host}:{port}", "/", "GET", 200),
+        ("evil.example", "/api/status", "GET", 400),
+        (f"evil.example:{port}", "/", "GET", 400),
+        (f"{host}:{port}", "/api/status", "POST", 405),
+        (f"{host}:{port}", "/api/status", "DELETE", 405),
+    ):
+        connection = http.client.HTTPConnection(host, int(port), timeout=10)
+        connection.request(method, path, headers={"Host": name})
+        answer = connection.getresponse()
+        assert answer.status == wanted, (name, path, method)
+        if wanted == 200:
+            assert "default-src 'none'" in (answer.getheader("Content-Security-Policy") or "")
+        connection.close()

@@ -11,11 +11,13 @@ from pathlib import Path
 import psycopg
 import pytest
 from barewire import SSL_REQUEST, bare, startup
-from fix_proxy import ProxyProcess, last, proxies
+from fix_proxy import MakeInnerProxy, ProxyProcess, last, proxies
+from muted import kept_and_muted
 from people import SCRAM_HBA, add_users
 from wait import until
 
 from distribcache.cli.postgres import Postgres
+from distribcache.proxy.login import Login
 
 
 def certificate(folder: Path, name: str) -> tuple[Path, Path]:
@@ -120,6 +122,27 @@ def test_two_tls_legs_say_what_to_do_about_channel_binding(legs: Legs) -> None:
     proxy = legs(True, True)
     with pytest.raises(psycopg.OperationalError, match="channel_binding=disable"):
         psycopg.connect(proxy.conninfo("alice", sslmode="require", password="secret of alice"))
+
+
+@kept_and_muted
+def test_trap_2_two_tls_legs_name_the_remedy(
+    tls_server: Postgres, ours: tuple[Path, Path], make_inner_proxy: MakeInnerProxy, monkeypatch: pytest.MonkeyPatch,
+    muted: bool,
+) -> None:  # fmt: skip
+    """Proxy trap 2. Muted: the client is told the server's words alone, which name no way out.
+
+    With ``sslmode=prefer`` libpq tries again in clear, and says nothing.
+    """
+    if muted:
+        monkeypatch.setattr(Login, "_explain", lambda self, message: message)
+    proxy = make_inner_proxy(
+        f"{tls_server.url()}?sslmode=require", {"listen.tls_cert": str(ours[0]), "listen.tls_key": str(ours[1])}
+    )
+    with pytest.raises(psycopg.OperationalError, match="channel binding") as refused:
+        psycopg.connect(proxy.conninfo("alice", sslmode="require", password="secret of alice"))
+    assert ("channel_binding=disable" in str(refused.value)) is not muted
+    with psycopg.connect(proxy.conninfo("alice", sslmode="prefer", password="secret of alice")) as connection:
+        assert connection.pgconn.ssl_in_use is False
 
 
 def test_plus_passes_when_our_certificate_is_the_servers_own(tls_server: Postgres, theirs: tuple[Path, Path]) -> None:
