@@ -226,6 +226,30 @@ def test_an_answer_that_a_commit_overtakes_is_superseded_and_not_stale(
         assert found.tally.oldest_ns > 0
 
 
+def test_an_answer_that_is_older_than_its_session_allows_is_stale(
+    proxy: InnerProxy, stock: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R4 muted: the hit path takes any age for fresh enough."""
+    from distribcache.coherence.reader import Reader
+
+    with proxy.connect(cursor_factory=psycopg.ClientCursor) as connection:
+        connection.execute("SET distribcache.consistency = eventual")
+        connection.execute("SET distribcache.max_staleness = '300ms'")
+        warm(connection)
+        slice_ = Reader._slice
+        proxy.hold_stream(monkeypatch)
+        stock.execute("UPDATE stock SET value = 2 WHERE id = 1")
+        (session,) = proxy.proxy.node.live
+        session.hot.max_staleness = 10**12
+        until(lambda: connection.execute(READ) and float(last(connection)["age_ms"] or 0) > 500, "never old")
+        with campaign(proxy) as found:
+            assert connection.execute(READ).fetchone() == (1,)
+            until(lambda: found.pending, lambda: f"no difference: {found}")
+            monkeypatch.setattr(Reader, "_slice", slice_)
+            stock.execute("UPDATE stock SET value = 3 WHERE id = 2")  # something arrives
+        assert found.tally.causes[Cause.OLD] == 1, found
+
+
 def test_an_audit_never_makes_the_client_wait_for_a_lock(proxy: InnerProxy, stock: Database) -> None:
     with proxy.connect() as connection, stock.connect() as other:
         connection.execute("SET statement_timeout = '10s'")  # is not what saves it

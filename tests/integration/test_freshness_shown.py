@@ -114,6 +114,7 @@ def test_what_ended_entries_is_told_by_cause(stock: Database, make_inner_proxy: 
         until(lambda: of("invalidations_by.table") >= 12, lambda: str(shown(connection)))
         assert of("invalidations_by.row") >= 12 and of("invalidations_by.wildcard") >= 12
         assert of("invalidations_by.schema") == 0
+        assert of("rows") >= 12 and of("commits") >= 12
         stock.execute("CREATE TABLE more (id int)")
         until(lambda: of("invalidations_by.schema") >= 1, lambda: str(shown(connection)))
         until(lambda: sum(of(name) for name in shown(connection) if name.startswith("alarms_by.")) >= 1)

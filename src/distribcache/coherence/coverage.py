@@ -137,6 +137,7 @@ class Coverage:
         self.visibility.received(commit.xid, lsn)
         self.received = max(before, lsn)
         self.counters.commits += 1
+        self.counters.rows += commit.rows
         if (commit.empty or commit.ddl or lost) and not (self.seen is not None and self.seen.sees(commit.xid)):
             reason = "ddl" if commit.ddl else "empty_transaction" if commit.empty else "unknown_relation"
             self._alarm(reason, min(before, lsn - 1), commit.xid)

@@ -128,8 +128,6 @@ class Following:
         self.up = False
         self.reader.stop()
         self.probe.stop()
-        self.counters.rows += self.reader.rows
-        self.counters.flushes += self.probe.flushes
         for timer in (self._timer, self._soon, self._flushing):
             if timer is not None:
                 timer.cancel()
@@ -241,6 +239,7 @@ class Following:
         wait = self._flushed_at + _FLUSH_NS - now
         if wait <= 0 and self.probe.flush():
             self._flushed_at = now
+            self.counters.flushes += 1
         else:
             self._flushing = self._loop.call_later(max(_NUDGE_S, wait / 1e9), self._flush)
 
