@@ -23,6 +23,11 @@ def test_sentences_follow_from_the_figures() -> None:
     assert all(well for well, _ in said)
 
 
+def test_a_stale_answer_comes_first() -> None:
+    said = sentences({**FIGURES, "audits_total": 700, "stale_audits_total": 2}, [database()])
+    assert said[0] == (False, "2 of 700 audited answers were stale: the log tells which.")
+
+
 def test_a_database_that_is_passed_through_says_why_and_what_mends_it() -> None:
     hint = "ALTER SYSTEM SET wal_level = 'logical'"
     said = sentences(FIGURES, [database(serving=False, reason="wal_level", hint=hint)])

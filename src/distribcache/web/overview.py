@@ -26,6 +26,9 @@ td.figure { text-align: right; font-variant-numeric: tabular-nums; }
 def sentences(figures: Mapping[str, float], databases: Sequence[Mapping[str, Any]]) -> list[tuple[bool, str]]:
     """(is it well, what to say), most important first."""
     said = []
+    audits, stale = figures.get("audits_total", 0), figures.get("stale_audits_total", 0)
+    if stale:
+        said.append((False, f"{stale:,.0f} of {audits:,.0f} audited answers were stale: the log tells which."))
     hits, misses = figures["hits_total"], figures["misses_total"]
     others = figures["bypasses_total"] + figures["refusals_total"]
     if hits + misses:
