@@ -153,7 +153,7 @@ DAMAGE = {
     "ALTER PUBLICATION distribcache_all SET (publish = 'insert')": "no_publication",
     "ALTER PUBLICATION distribcache_ud SET (publish_via_partition_root = true)": "no_publication",
     "DROP EVENT TRIGGER distribcache_ddl": "no_event_trigger",
-    "ALTER EVENT TRIGGER distribcache_guard DISABLE": "no_event_trigger",
+    "ALTER EVENT TRIGGER distribcache_guard_drop DISABLE": "no_event_trigger",
 }
 
 
@@ -223,6 +223,25 @@ async def test_a_table_made_meanwhile_is_added_before_a_new_stream(
         await asyncio.to_thread(db.execute, "ALTER TABLE fresh ADD COLUMN v text")
         await eventually(lambda: one.coherence.counters.rereads > looks + 1, one.coherence.report)
         assert one.coherence.epoch == epoch, "what is as it should be ends no stream"
+
+
+async def test_what_the_guard_has_missed_is_mended_by_the_cache(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The table is still in the publication without an identity, as after an upgrade or a lock that was never had."""
+    monkeypatch.setattr(follow, "_MANNERS_NS", 100_000_000)
+    await asyncio.to_thread(db.execute, *TABLES)
+    await asyncio.to_thread(publish, db)
+    async with following(db.server.conninfo(), db.name, plugin="pgoutput") as one:
+        await asyncio.to_thread(
+            db.execute,
+            "BEGIN; ALTER EVENT TRIGGER distribcache_guard_alter DISABLE; "
+            "ALTER EVENT TRIGGER distribcache_guard_drop DISABLE; ALTER TABLE child DROP CONSTRAINT child_pkey; "
+            "ALTER EVENT TRIGGER distribcache_guard_alter ENABLE ALWAYS; "
+            "ALTER EVENT TRIGGER distribcache_guard_drop ENABLE ALWAYS; COMMIT",
+        )
+        await eventually(lambda: "child" not in members(db), one.coherence.report)
+        await asyncio.to_thread(db.execute, "UPDATE child SET v = 'free'")
 
 
 async def added_under_a_writer(database: Database) -> bool:

@@ -18,8 +18,8 @@ UNION ALL SELECT proname FROM pg_proc WHERE pronamespace = to_regnamespace('dist
 UNION ALL SELECT evtname FROM pg_event_trigger UNION ALL SELECT pubname FROM pg_publication ORDER BY 1
 """
 ALL = [
-    "distribcache_all", "distribcache_ddl", "distribcache_drop", "distribcache_guard", "distribcache_guard_start",
-    "distribcache_ud", "enrol", "guard", "on_ddl", "prune", "schema",
+    "distribcache_all", "distribcache_ddl", "distribcache_drop", "distribcache_guard_alter", "distribcache_guard_drop",
+    "distribcache_guard_start", "distribcache_ud", "enrol", "guard", "on_ddl", "prune", "schema",
 ]  # fmt: skip
 
 
@@ -67,7 +67,7 @@ def test_what_setup_makes_and_teardown_removes(db: Database) -> None:
         "DROP PUBLICATION distribcache_ud",
         "ALTER PUBLICATION distribcache_ud SET (publish = 'update')",
         "ALTER PUBLICATION distribcache_all SET (publish_via_partition_root = true)",
-        "DROP EVENT TRIGGER distribcache_guard",
+        "DROP EVENT TRIGGER distribcache_guard_drop",
         "ALTER EVENT TRIGGER distribcache_guard_start DISABLE",
         "CREATE OR REPLACE FUNCTION distribcache.prune() RETURNS void LANGUAGE sql AS ''",
         "ALTER PUBLICATION distribcache_ud DROP TABLE t",
@@ -191,7 +191,7 @@ def test_whoever_takes_the_identity_away_may_go_on_to_change_rows(
 def test_without_the_guard_their_update_would_fail(database: Database, made: str, lost: str) -> None:
     database.execute(*made.split("; "), "INSERT INTO t (id, k) VALUES (1, 1)")
     publish(database)
-    database.execute("DROP EVENT TRIGGER distribcache_guard", lost)
+    database.execute("DROP EVENT TRIGGER distribcache_guard_alter", "DROP EVENT TRIGGER distribcache_guard_drop", lost)
     # 42P10: a generated column in the identity, from version 18 on
     with pytest.raises((psycopg.errors.ObjectNotInPrerequisiteState, psycopg.errors.InvalidColumnReference)):
         database.execute("UPDATE t SET k = 2")
@@ -265,6 +265,26 @@ def test_a_table_that_loses_its_key_just_now_is_not_added(db: Database) -> None:
     assert members(db) == []
 
 
+@pytest.mark.parametrize("isolation", ["read committed", "repeatable read", "serializable"])
+def test_an_identity_lost_in_a_snapshot_that_does_not_show_the_table_as_a_member(db: Database, isolation: str) -> None:
+    """The table was added after the transaction had begun."""
+    by_owner(db, "CREATE TABLE t (id int PRIMARY KEY)", "INSERT INTO t VALUES (1)")
+    publish(db)
+    db.execute("ALTER PUBLICATION distribcache_ud DROP TABLE t")
+    with psycopg.connect(db.conninfo(owner_of(db))) as owner:
+        owner.execute(f"SET TRANSACTION ISOLATION LEVEL {isolation}".encode())
+        owner.execute("SELECT 1")
+        assert db.execute("SELECT distribcache.enrol(9)") == [(1,)]
+        owner.execute("ALTER TABLE t DROP CONSTRAINT t_pkey")
+        owner.execute("UPDATE t SET id = 2")
+    assert members(db) == []
+
+
+def test_a_temporary_table_is_nobodys_business(db: Database) -> None:
+    publish(db)
+    by_owner(db, "CREATE TEMP TABLE t (id int PRIMARY KEY)", "ALTER TABLE t DROP CONSTRAINT t_pkey", "DROP TABLE t")
+
+
 def test_only_who_may_read_the_stream_adds_tables(db: Database) -> None:
     publish(db)
     by_owner(db, "CREATE TABLE t (id int PRIMARY KEY)")
@@ -294,9 +314,10 @@ def test_doctor_names_what_is_missing_and_who_stays_out(
     database.execute(*(line for line in advice["fix"] if not line.startswith("--")))
     cli("setup", "--upstream", database.url())
     assert look()["status"] == "ok"
-    database.execute("ALTER EVENT TRIGGER distribcache_guard DISABLE", "ALTER TABLE t DROP CONSTRAINT t_pkey")
+    guards = ("distribcache_guard_alter", "distribcache_guard_drop")
+    database.execute(*(f"ALTER EVENT TRIGGER {one} DISABLE" for one in guards), "ALTER TABLE t DROP CONSTRAINT t_pkey")
     assert look()["status"] == "problem"
-    database.execute("ALTER EVENT TRIGGER distribcache_guard ENABLE ALWAYS")
+    database.execute(*(f"ALTER EVENT TRIGGER {one} ENABLE ALWAYS" for one in guards))
     broken = look()
     assert (broken["status"], "public.t" in broken["detail"]) == ("problem", True)
     database.execute(*broken["fix"], "UPDATE t SET id = 1")

@@ -37,8 +37,9 @@ GUARD, PRUNE, ENROL = "guard", "prune", "enrol"
 TRIGGERS = {
     "distribcache_ddl": ("ddl_command_end", FUNCTION),
     "distribcache_drop": ("sql_drop", FUNCTION),
-    "distribcache_guard": ("ddl_command_end", GUARD),
-    "distribcache_guard_start": ("ddl_command_start", GUARD),
+    "distribcache_guard_alter": ("ddl_command_end WHEN TAG IN ('ALTER TABLE')", GUARD),
+    "distribcache_guard_drop": ("sql_drop", GUARD),
+    "distribcache_guard_start": ("ddl_command_start WHEN TAG IN ('ALTER TABLE')", GUARD),
 }
 """Event triggers: when they fire, and the function. The first two tell of DDL, the others guard the publications."""
 
@@ -88,13 +89,13 @@ are: with CONCURRENTLY its refresh changes rows.)
 """
 
 WAITING_SQL = (
-    f"SELECT count(*) FROM ({ELIGIBLE_SQL}) AS e "
-    f"WHERE e.oid NOT IN ({MEMBERS_SQL}) AND to_regprocedure('{SCHEMA}.{ENROL}(int)') IS NOT NULL"
+    f"SELECT count(*) FILTER (WHERE m.oid IS NULL), count(*) FILTER (WHERE e.oid IS NULL) "
+    f"FROM ({ELIGIBLE_SQL}) AS e FULL JOIN ({MEMBERS_SQL}) AS m ON m.oid = e.oid"
 )
-"""How many tables could be added."""
+"""How many tables could be added, and how many must be taken out."""
 
-ENROL_SQL = f"SELECT {SCHEMA}.{ENROL}(50)"
-"""Add some tables; the answer is how many. Call it until it is 0."""
+ENROL_SQL = f"SELECT {SCHEMA}.{ENROL}({{most}})"
+"""Take out what must not be in it, then add so many tables at most; the answer is how many it added."""
 
 STATE_SQL = (
     "SELECT (SELECT count(*) FROM pg_publication WHERE NOT pubviaroot AND CASE pubname "

@@ -2,7 +2,7 @@
 
 ``prune``   takes out of ``distribcache_ud`` every table that has lost its identity
 ``enrol``   adds tables that have one, some at a time; a running cache calls it before it opens its stream
-``guard``   an event trigger: prunes at the end of each command that may have cost a table its identity, inside the
+``guard``   event triggers: prune at the end of each command that may have cost a table its identity, inside the
             command's transaction, so the same transaction may go on to update the table
 
 Rules:
@@ -10,7 +10,9 @@ Rules:
    only so long.
 2. Tables are added in transactions of the cache's own, never in a user's: adding locks the publication up to the end of
    the transaction, and others that must prune would wait for it.
-3. After a table was added its identity is looked at again, under the lock that keeps others from taking it away.
+3. After a table was added its identity is looked at again, under the lock that keeps others from taking it away. And
+   whoever takes it away does not see an addition that is newer than the snapshot of his transaction, if that has one:
+   what he alters is then taken out whether it seems to be in or not.
 4. ``SET UNLOGGED`` fails for a member of a publication before any trigger could act at the command's end. So the tables
    that are named in a text with that word leave at its beginning; what left needlessly is added again later.
 """
@@ -59,8 +61,25 @@ BEGIN
     IF position('unlogged' IN stack) > 0 THEN
 {_DROP.format(which=_NAMED)}
     END IF;
-  ELSIF (tg_tag LIKE 'ALTER %' OR tg_tag LIKE 'DROP %') AND tg_tag NOT LIKE '% PUBLICATION' THEN
+  ELSIF tg_event = 'sql_drop' THEN
+    IF EXISTS (SELECT FROM pg_event_trigger_dropped_objects() WHERE NOT is_temporary
+                AND object_type IN ('index', 'table column', 'table constraint')) THEN
+      PERFORM {SCHEMA}.{PRUNE}();
+    END IF;
+  ELSIF EXISTS (SELECT FROM pg_event_trigger_ddl_commands() WHERE schema_name IS DISTINCT FROM 'pg_temp') THEN
     PERFORM {SCHEMA}.{PRUNE}();
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+      FOR tables IN SELECT format('%I.%I', n.nspname, c.relname) FROM pg_event_trigger_ddl_commands() AS d
+                      JOIN pg_class c ON d.classid = 'pg_class'::regclass AND c.oid = d.objid
+                      JOIN pg_namespace n ON n.oid = c.relnamespace
+                     WHERE c.oid NOT IN (SELECT oid FROM ({ELIGIBLE_SQL}) AS e) LOOP
+        BEGIN
+          EXECUTE 'ALTER PUBLICATION {CHANGES} DROP TABLE ONLY ' || tables;
+        EXCEPTION WHEN OTHERS THEN
+          NULL;
+        END;
+      END LOOP;
+    END IF;
   END IF;
 EXCEPTION WHEN OTHERS THEN
   NULL;
@@ -71,6 +90,7 @@ _ENROL = f"""
 DECLARE
   one record;
   added int := 0;
+  failed int := 0;
 BEGIN
   -- Whoever may read the change stream may see to what is in it.
   IF NOT EXISTS (SELECT FROM pg_roles r WHERE pg_has_role(session_user, r.oid, 'member')
@@ -78,8 +98,11 @@ BEGIN
     RETURN 0;
   END IF;
   PERFORM {SCHEMA}.{PRUNE}();
+  IF current_setting('transaction_isolation') <> 'read committed' THEN
+    RETURN 0;
+  END IF;
   FOR one IN SELECT e.oid, e.name FROM ({ELIGIBLE_SQL}) AS e WHERE e.oid NOT IN ({MEMBERS_SQL}) LOOP
-    EXIT WHEN added >= most;
+    EXIT WHEN added >= most OR failed >= 20;
     BEGIN
       EXECUTE 'ALTER PUBLICATION {CHANGES} ADD TABLE ONLY ' || one.name;
       IF NOT EXISTS (SELECT FROM ({ELIGIBLE_SQL}) AS e WHERE e.oid = one.oid) THEN
@@ -87,7 +110,7 @@ BEGIN
       END IF;
       added := added + 1;
     EXCEPTION WHEN OTHERS THEN
-      NULL;
+      failed := failed + 1;
     END;
   END LOOP;
   RETURN added;

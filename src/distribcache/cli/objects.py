@@ -149,10 +149,10 @@ def _install(connection: Connection, *, publish: bool) -> list[Deed]:
         # The cache's own role calls a function there.
         connection.execute(f"GRANT USAGE ON SCHEMA {SCHEMA} TO PUBLIC")
         deeds += _publish(connection)
-    for name, made in wanted.items():
-        present = name in functions and functions[name]["body"] == made.body
+    for name, how in wanted.items():
+        present = name in functions and functions[name]["body"] == how.body
         if not present:
-            connection.execute(made.create(name).encode())
+            connection.execute(how.create(name).encode())
             connection.execute(f"COMMENT ON FUNCTION {SCHEMA}.{name} IS '{MARK}'".encode())
         outcome = "present" if present else "replaced" if name in functions else "created"
         deeds.append(Deed(f"function {SCHEMA}.{name}()", outcome))
@@ -161,8 +161,8 @@ def _install(connection: Connection, *, publish: bool) -> list[Deed]:
             deeds.append(Deed(f"event trigger {name}", "present"))
             continue
         if name not in found:
-            tags = " WHEN TAG IN ('ALTER TABLE')" if event == "ddl_command_start" else ""
-            connection.execute(f"CREATE EVENT TRIGGER {name} ON {event}{tags} EXECUTE FUNCTION {SCHEMA}.{function}()")
+            made = f"CREATE EVENT TRIGGER {name} ON {event} EXECUTE FUNCTION {SCHEMA}.{function}()"
+            connection.execute(made.encode())
         # Sessions with session_replication_role = replica change schemas too.
         connection.execute(f"ALTER EVENT TRIGGER {name} ENABLE ALWAYS".encode())
         deeds.append(Deed(f"event trigger {name}", "replaced" if name in found else "created"))
@@ -192,7 +192,8 @@ def _publish(connection: Connection) -> list[Deed]:
 def _enrol(connection: Connection) -> list[Deed]:
     """Add the tables that have an identity, some at a time: each addition holds a lock on its table for a moment."""
     added = 0
-    while (some := int(_one(connection, ENROL_SQL)["enrol"])) > 0:
+    connection.execute("SET default_transaction_isolation = 'read committed'")
+    while (some := int(_one(connection, ENROL_SQL.format(most=50))["enrol"])) > 0:
         added += some
     members = _one(connection, f"SELECT count(*)::int AS tables FROM ({MEMBERS_SQL}) AS m")["tables"]
     outside = [row for row in connection.execute(UNIDENTIFIED_SQL.encode()).fetchall() if not row["member"]]

@@ -351,9 +351,10 @@ class Following:
             if max(insert - coverage.received, kept // _KEPT) > self.options.max_wal_lag:
                 raise NotServing("wal_lag", f"the slot holds {kept >> 20} MB of log back")
             await self.link.look_at_publications()
-            if now >= self._enrol_at:
+            add = now >= self._enrol_at
+            if add:
                 self._enrol_at = now + int(self.options.enrol_s * 1e9)
-                await self.link.enrol()
+            await self.link.see_to_publications(add=add)
         elif polls and now - coverage.full_at >= coverage.full_poll_ns:
             self.counters.polls += 1
             await self._reread()

@@ -39,6 +39,7 @@ __all__ = ["Link", "ServerIdentity", "counts_as_synchronous"]
 
 _FREE = 2
 _PUBLICATIONS = 2
+_SOME = 50  # tables that are locked together while they are added
 _TERMINATE_TRIES = 40
 _IDENTITY = (
     "SELECT (SELECT system_identifier FROM pg_control_system())::text, "
@@ -150,20 +151,24 @@ class Link:
         if self.plugin == "pgoutput" and not await self._members() <= self.published:
             raise NotServing("publication_changed")
 
-    async def enrol(self) -> None:
-        """With pgoutput: add tables that were made since the stream began; the look after that ends the stream."""
-        if self.plugin == "pgoutput" and int((await self.catalogue.one(WAITING_SQL))[0] or 0):
-            await self._enrol()
+    async def see_to_publications(self, *, add: bool) -> None:
+        """With pgoutput: take tables out whose updates fail, which the guard should have done; and with ``add``, add
+        those that were made since the stream began. The look after that ends the stream.
+        """
+        if self.plugin == "pgoutput":
+            waiting, broken = await self.catalogue.one(WAITING_SQL)
+            if int(broken or 0) or (add and int(waiting or 0)):
+                await self._enrol(_SOME if add else 0)
 
-    async def _enrol(self) -> None:
+    async def _enrol(self, most: int) -> None:
         with contextlib.suppress(psycopg.errors.InsufficientPrivilege, psycopg.errors.UndefinedFunction):
-            while int((await self.catalogue.one(ENROL_SQL))[0] or 0):
+            while int((await self.catalogue.one(ENROL_SQL.format(most=most)))[0] or 0):
                 pass
 
     async def _publish(self) -> None:
         """See 4."""
         await self._members()
-        await self._enrol()
+        await self._enrol(_SOME)
         self.published = await self._members()
         await self.stream.execute(b"SET client_encoding = 'SQL_ASCII'")  # values as the server has them, unconverted
 
