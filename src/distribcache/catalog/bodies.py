@@ -12,7 +12,7 @@ the same walk as a query. Rules:
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,9 +20,11 @@ from distribcache.sql.cacheability import FunctionCall, Name, Names, Refusal
 from distribcache.sql.parse import ParseError, expression_tree, tree_of
 from distribcache.sql.relations import Walk
 
-__all__ = ["Body", "expression", "function", "source", "view"]
+__all__ = ["Body", "expression", "function", "settings", "source", "view"]
 
 _ATOMIC = re.compile(r"\s*BEGIN\s+ATOMIC\b(.*)\bEND\s*\Z", re.IGNORECASE | re.DOTALL)
+# A setting of a user's own; names of the server's have no dot.
+_CUSTOM = re.compile(r"(?!distribcache\.)[a-z_][a-z0-9_]*(?:\.[a-z_][a-z0-9_]*)+")
 _RETURN = re.compile(r"\s*RETURN\b(.*)\Z", re.IGNORECASE | re.DOTALL)
 
 
@@ -80,6 +82,38 @@ def source(text: str, where: str) -> Body:
     if body.refusal is None and (body.names.relations or body.names.attributes):
         return Body(where, body.names, Refusal("user_function", where), body.effects, session=True)
     return body
+
+
+def settings(text: str) -> frozenset[str] | None:
+    """The settings that a printed expression reads by ``current_setting``; None if one can not be told or keyed."""
+    try:
+        found = [_setting(call["args"]) for call in _calls(expression_tree(text), "current_setting")]
+    except (ParseError, RecursionError, KeyError, IndexError, TypeError):
+        return None
+    names = frozenset(name.lower() for name in found)
+    return names if all(_CUSTOM.fullmatch(name) for name in names) else None
+
+
+def _calls(node: object, name: str) -> Iterator[dict[str, Any]]:
+    """All calls of a function of this name, of whatever schema, in a tree."""
+    if isinstance(node, list):
+        for each in node:
+            yield from _calls(each, name)
+    elif isinstance(node, dict):
+        for kind, each in node.items():
+            if kind == "FuncCall" and each["funcname"][-1]["String"]["sval"] == name:
+                yield each
+            yield from _calls(each, name)
+
+
+def _setting(arguments: list[Any]) -> str:
+    """The literal in ``current_setting('app.tenant'::text, …)``. Raises KeyError or TypeError where it is none."""
+    first = arguments[0]
+    constant = first["TypeCast"]["arg"] if "TypeCast" in first else first
+    value = constant["A_Const"]["sval"]["sval"]
+    if not isinstance(value, str):
+        raise TypeError(value)
+    return value
 
 
 def _unreadable(where: str) -> Body:

@@ -8,9 +8,9 @@ Rules:
 1. Names are joined, never converted (``to_regclass`` would check our own privileges, not the session's).
 2. A relation's name has one meaning: the first schema that holds it. A function, operator or type may mean any
    object of that name in any of the schemas: arguments are not typed here, so every candidate is followed.
-3. Followed are: views, inheritance, virtual columns, column types, domains and their checks, composite and range types,
-   user types' input, output, comparison and cast functions, visible function bodies and default arguments,
-   aggregates, operators.
+3. Followed are: views, inheritance, policies, virtual columns, column types, domains and their checks, composite and
+   range types, user types' input, output, comparison and cast functions, visible function bodies and default
+   arguments, aggregates, operators.
 4. ``slot`` marks relations that are read by name somewhere. Children reached only through a parent have none of their
    own to watch: a change of theirs counts for the parent too. Nothing is followed from them, and an ordinary one is
    only named (``member``): there may be thousands of partitions.
@@ -85,6 +85,11 @@ dep(cls, obj, slot) AS (
     FROM pg_attrdef ad JOIN pg_attribute a ON a.attrelid = ad.adrelid AND a.attnum = ad.adnum AND a.attgenerated = 'v'
     JOIN pg_depend p ON p.classid = 'pg_attrdef'::regclass AND p.objid = ad.oid
     WHERE d.cls = 'pg_class'::regclass AND ad.adrelid = d.obj AND p.refobjid <> d.obj
+    UNION ALL
+    SELECT p.refclassid, p.refobjid, p.refclassid = 'pg_class'::regclass
+    FROM pg_class c JOIN pg_policy y ON y.polrelid = c.oid AND y.polcmd IN ('r', '*')
+    JOIN pg_depend p ON p.classid = 'pg_policy'::regclass AND p.objid = y.oid
+    WHERE d.cls = 'pg_class'::regclass AND c.oid = d.obj AND c.relrowsecurity AND p.refobjid <> d.obj
     UNION ALL
     SELECT 'pg_type'::regclass, a.atttypid, false FROM pg_attribute a
     WHERE d.cls = 'pg_class'::regclass AND a.attrelid = d.obj AND d.obj >= 16384 AND a.attnum > 0 AND NOT a.attisdropped

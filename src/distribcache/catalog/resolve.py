@@ -34,6 +34,7 @@ __all__ = ["Ask", "Resolution", "closure", "names_found", "resolve"]
 Ask = Callable[[str, Sequence[object]], Awaitable[list[tuple[Any, ...]]]]
 """Asks a question with psycopg's ``%s`` placeholders on the cache's own connection (``search_path = pg_catalog``)."""
 
+_SETTING = "current_setting"
 # Definitions that mention functions that have definitions …
 _ROUNDS = 8
 # The closure's estimated cost is far above its real one: compiling it takes seconds, planning longer than running.
@@ -47,7 +48,8 @@ _CHEAPLY = (
 class Resolution:
     """What names depend on. ``roots``: relations to watch, by oid; ``members``: all relations of the closure.
 
-    ``rows``: the relations, by the names asked for, whose rows a text may pin.
+    ``rows``: the relations, by the names asked for, whose rows a text may pin. ``settings``: what policies read and the
+    key has to hold.
     """
 
     refusal: Refusal | None
@@ -55,6 +57,7 @@ class Resolution:
     roots: tuple[tuple[int, str], ...] = ()
     members: tuple[tuple[int, str], ...] = ()
     rows: Mapping[Name, Pinnable] = field(default_factory=dict)
+    settings: frozenset[str] = frozenset()
 
 
 async def resolve(ask: Ask, schemas: Sequence[str], names: Names, *, published: bool = False) -> Resolution:
@@ -151,12 +154,13 @@ def _policy(name: str, relation: Relation) -> str:
 def _judge(
     names: Names, answer: Answer, texts: list[Body], path: Sequence[str], *, matviews: bool, silent: Refusal | None
 ) -> Resolution:
+    settings: set[str] = set()
     verdicts = [
         *names_found(names, answer),
         *((judge_relation(relation, matviews=matviews)) for relation in answer.relations.values()),
         (silent, True),
-        *_policies(answer, texts),
-        *_functions(answer),
+        *_policies(answer, texts, settings),
+        *_functions(names, answer, texts),
         *_texts(answer, texts),
         *_types(names, answer),
         (converts_text_to_time(names, answer, _columns(names, answer)), True),
@@ -165,7 +169,8 @@ def _judge(
     roots = sorted((oid, str(one)) for oid, one in answer.relations.items() if one.slot and one.kind in "rpm")
     members = sorted((answer.members | {oid: str(one) for oid, one in answer.relations.items()}).items())
     rows = pinnable(answer, path) if refusal is None else {}
-    return Resolution(refusal, all(pure for _, pure in verdicts), tuple(roots), tuple(members), rows)
+    pure = all(pure for _, pure in verdicts)
+    return Resolution(refusal, pure, tuple(roots), tuple(members), rows, frozenset(settings))
 
 
 def names_found(names: Names, answer: Answer) -> Iterator[tuple[Refusal | None, bool]]:
@@ -193,9 +198,14 @@ def _is_called(name: Name, names: Names) -> bool:
     return any(call[:3] == (name.schema, name.name, 1) for call in names.functions)
 
 
-def _functions(answer: Answer) -> Iterator[tuple[Refusal | None, bool]]:
+def _functions(names: Names, answer: Answer, texts: list[Body]) -> Iterator[tuple[Refusal | None, bool]]:
     by_function = {support.function: support for support in answer.supports.values()}
+    policies = {_policy(name, one) for one in answer.relations.values() for name, _ in one.policies or ()}
+    parts = [names, *(body.names for body in texts if body.where not in policies)]
+    mentioned = {call.name for part in parts for call in part.functions}
     for function in answer.functions.values():
+        if function.builtin and function.name == _SETTING and _SETTING not in mentioned:
+            continue  # only policies call it: judged there
         reason, pure = judge_function(function)
         support = by_function.get(function.oid)
         if reason is not None and support is not None:
@@ -252,20 +262,25 @@ def _columns(names: Names, answer: Answer) -> list[dict[str, int]]:
     return found
 
 
-def _policies(answer: Answer, texts: list[Body]) -> Iterator[tuple[Refusal | None, bool]]:
-    """A policy may look at the row and at who asks: both are in the key. At anything else, it refuses."""
+def _policies(answer: Answer, texts: list[Body], settings: set[str]) -> Iterator[tuple[Refusal | None, bool]]:
+    """A policy may look at the row, at who asks, at settings that can be keyed (added to ``settings``) and at other
+    relations, which are in the closure. At anything else, it refuses.
+    """
     by_where = {body.where: body for body in texts}
     for relation in answer.relations.values():
-        for name, _ in relation.policies or ():
+        for name, text in relation.policies or ():
             body = by_where.get(_policy(name, relation))
             if body is None:
                 # A policy of the server's own tables.
                 continue
             names = body.names
             called = [answer.functions[oid] for call in names.functions for oid in answer.functions_of.get(call, ())]
-            foreign = body.foreign or names.relations or any(map(_is_foreign, (*names.types, *names.operators)))
-            converts = converts_text_to_time(_meant(body), answer, [relation.columns])
-            if body.refusal or foreign or converts or any(one.volatility != "i" for one in called):
+            reads = bodies.settings(text) if any(one.name == _SETTING for one in called) else frozenset()
+            settings |= reads or set()
+            stable = any(one.volatility != "i" and one.name != _SETTING for one in called)
+            foreign = body.foreign or any(map(_is_foreign, (*names.types, *names.operators)))
+            converts = converts_text_to_time(_meant(body), answer, [relation.columns, *_columns(names, answer)])
+            if body.refusal or foreign or converts or stable or reads is None:
                 pure = not body.effects and not foreign and all(judge_function(one)[1] for one in called)
                 yield Refusal("row_security", body.where), pure
 

@@ -51,7 +51,8 @@ class Analysis:
 
     ``pure``: a proven pure read, cacheable or not. ``slots``: ledger slots of the relations to watch, sorted, without
     repetitions; empty when refused. ``tables``: their qualified names. ``analysis_lsn`` is A of coherence rule R1.
-    ``rows``: what to watch of those relations that have no slot in ``slots``.
+    ``rows``: what to watch of those relations that have no slot in ``slots``. ``settings``: what the session's scope
+    has to hold, because a policy reads it.
     """
 
     parsed: Parsed
@@ -63,6 +64,7 @@ class Analysis:
     workload: WorkloadType = WorkloadType.MIXED
     nocache: bool = False
     rows: tuple[RowTag, ...] = ()
+    settings: frozenset[str] = frozenset()
 
 
 @dataclass(slots=True)
@@ -278,7 +280,7 @@ class Analyst:
         by_oid = {oid: self._slot_of(oid) for oid, _ in resolution.roots}
         rows = self._rows(statement, resolution, by_oid)
         slots = tuple(sorted({slot for oid, slot in by_oid.items() if not any(row.oid == oid for row in rows)}))
-        return Analysis(parsed, None, pure, lsn, slots, tables, workload, nocache, rows)
+        return Analysis(parsed, None, pure, lsn, slots, tables, workload, nocache, rows, resolution.settings)
 
     def _rows(self, statement: Statement, resolution: Resolution, slots: Mapping[int, int]) -> tuple[RowTag, ...]:
         relations = resolution.rows

@@ -79,6 +79,12 @@ def consider(s: Session, sql: bytes, parsed: Parsed) -> Considered | Wait:
         return analysis, Outcome("bypass", reason=why, tables=tables, workload=workload)
     if analysis.refusal is not None:
         return analysis, Outcome("refused", reason=analysis.refusal.code, tables=tables, workload=workload)
+    if not analysis.settings <= scope.settings:
+        # A policy reads what this session was never seen to set: from now on it is part of the scope.
+        s.touched.update(dict.fromkeys(analysis.settings))
+        if s.learn_scope():
+            return WAIT
+        return analysis, Outcome("bypass", reason="scope_unknown", tables=tables, workload=workload)
     return analysis, Outcome(tables=tables, workload=workload)
 
 

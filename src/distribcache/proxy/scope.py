@@ -19,6 +19,7 @@ from distribcache.sql.settings import KEYED, OWN, SCOPE_COLUMNS
 __all__ = ["Idents", "Scope", "ServerFacts", "read_scope"]
 
 _FIXED = len(SCOPE_COLUMNS)
+_ALWAYS = frozenset(name.lower() for name in KEYED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,8 @@ class Scope:
     server: ServerFacts
     prepared: frozenset[bytes] | None = None
     """Names of prepared statements that are what a Parse said; None when that was not asked."""
+    settings: frozenset[str] = frozenset()
+    """The settings that are part of the content, lower-case."""
 
 
 class Idents:
@@ -149,4 +152,5 @@ def read_scope(row: list[bytes | None], idents: Idents, extra: tuple[str, ...] =
         own=own,
         server=ServerFacts(int(pid or 0), recovery == "t", started or "", system),
         prepared=frozenset(name.encode("utf-8", "surrogateescape") for name in in_protocol or ()),
+        settings=frozenset(extra) | _ALWAYS,
     )
