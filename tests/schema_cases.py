@@ -189,6 +189,30 @@ CASES = (
         who="looker",
     ),
     Case(
+        "function made its invoker's",
+        f"{T}; CREATE FUNCTION f() RETURNS bigint STABLE SECURITY DEFINER BEGIN ATOMIC SELECT count(*) FROM t; END; "
+        "CREATE TABLE one AS SELECT 1 AS a; GRANT SELECT ON one TO looker",
+        "SELECT a, c.f() FROM c.one",
+        "ALTER FUNCTION f() SECURITY INVOKER",
+        who="looker",
+    ),
+    Case(
+        "setting that a policy reads",
+        f"{SHOWN}; ALTER TABLE t ENABLE ROW LEVEL SECURITY; "
+        "CREATE POLICY p ON t USING (name = coalesce(current_setting('app.name', true), 'c'))",
+        "SELECT v FROM c.t",
+        "ALTER POLICY p ON t USING (name = coalesce(current_setting('app.other', true), 'b a'))",
+        who="looker",
+    ),
+    Case(
+        "table that a policy reads",
+        f"{SHOWN}; CREATE TABLE mine AS SELECT 1 AS v; GRANT SELECT ON mine TO looker; "
+        "ALTER TABLE t ENABLE ROW LEVEL SECURITY; CREATE POLICY p ON t USING (v IN (SELECT m.v FROM mine m))",
+        "SELECT v FROM c.t",
+        "REVOKE SELECT ON mine FROM looker",
+        who="looker",
+    ),
+    Case(
         "right of a view's owner",
         f"{T}; GRANT SELECT ON t TO lender; CREATE VIEW w AS SELECT v FROM t; GRANT CREATE ON SCHEMA c TO lender; "
         "ALTER VIEW w OWNER TO lender; GRANT SELECT ON w TO looker",
