@@ -29,6 +29,11 @@ NO_TEST = {
 FAULTS = {
     "reader killed": "test_a_terminated_connection_begins_a_new_epoch_and_comes_back",
     "reader slow": "test_too_far_behind_it_drops_its_slot",
+    "the cache's own network slow": "test_a_slow_network",
+    "frozen": "test_a_network_that_freezes",
+    "cut": "test_a_network_that_is_cut",
+    "refused": "test_a_server_that_refuses_the_cache",
+    "garbled": "test_a_change_stream_that_is_garbled",
     "reader paused": "test_a_paused_change_stream_ends_hits_when_its_proof_is_old",
     "probe paused": "test_a_server_that_stands_still_is_not_served_from_memory",
     "slot dropped": "test_a_slot_that_is_dropped_is_made_anew",
