@@ -82,3 +82,16 @@ def test_statement_is_not_run(cli: Cli, database: Database) -> None:
 
 def test_unreachable(cli: Cli) -> None:
     assert cli("explain", "--upstream", "postgresql://127.0.0.1:1/x", "SELECT 1").status == 3
+
+
+def test_what_pgoutput_does_not_show(cli: Cli, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    database.execute("CREATE TABLE keyless (id int)")
+    read = "SELECT id FROM keyless"
+    assert cli("explain", "--upstream", database.url(), read).status == 0
+    monkeypatch.setenv("DISTRIBCACHE_FRESHNESS_PLUGIN", "pgoutput")
+    cli("setup", "--upstream", database.url())
+    outcome = cli("explain", "--upstream", database.url(), "--json", read)
+    assert (outcome.status, outcome.json["reason"], outcome.json["detail"]) == (
+        1, "no_replica_identity", "public.keyless",
+    )  # fmt: skip
+    assert cli("explain", "--upstream", database.url(), "SELECT count(*) FROM big").status == 0

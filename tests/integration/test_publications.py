@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import psycopg
 import pytest
 from fix_cli import Cli
 from fix_postgres import Database, create_database, drop_database
 from published import members, publish, unpublish
+from wait import until
 
 from distribcache.cli.postgres import Postgres
 
@@ -258,9 +260,16 @@ def test_making_a_table_holds_up_nobody_who_must_take_one_out(db: Database) -> N
 def test_a_table_that_loses_its_key_just_now_is_not_added(db: Database) -> None:
     publish(db)
     by_owner(db, "CREATE TABLE t (id int PRIMARY KEY)")
-    with psycopg.connect(db.conninfo()) as slow:
-        slow.execute("ALTER TABLE t DROP CONSTRAINT t_pkey")
-        assert db.execute("SELECT distribcache.enrol(9)") == [(0,)]
+    enrol = "SELECT distribcache.enrol(9)"
+    waits = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 't'::regclass"
+    with ThreadPoolExecutor(1) as pool:
+        with psycopg.connect(db.conninfo()) as slow:
+            slow.execute("ALTER TABLE t DROP CONSTRAINT t_pkey")
+            assert db.execute(enrol) == [(0,)], "it does not wait long for a lock"
+            db.execute("ALTER FUNCTION distribcache.enrol SET lock_timeout = '60s'")
+            patient = pool.submit(db.execute, enrol)
+            until(lambda: db.execute(waits) == [(1,)], "it never came to wait")
+        assert patient.result(20) == [(0,)], "added, and what it was added for has gone"
     by_owner(db, "UPDATE t SET id = 1")
     assert members(db) == []
 

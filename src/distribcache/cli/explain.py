@@ -18,6 +18,7 @@ from rich.text import Text
 
 from distribcache.catalog.statement import Analysis, Analyst
 from distribcache.cli.link import Config, Connection, Database, Json, Upstream, connect, settings_for
+from distribcache.cli.objects import publishes
 from distribcache.cli.report import print_json
 from distribcache.config import mask
 from distribcache.errors import UpstreamError
@@ -41,7 +42,8 @@ def explain(
     settings = settings_for(upstream, config)
     with connect(settings, db) as connection:
         schemas = _schemas(connection)
-        analysis = analyse(connection, statement, schemas)
+        published = publishes(connection, settings.freshness.plugin)
+        analysis = analyse(connection, statement, schemas, published=published)
         role = connection.info.user
     facts = verdict(analysis)
     if as_json:
@@ -51,8 +53,13 @@ def explain(
     raise typer.Exit(0 if facts["cacheable"] else 1)
 
 
-def analyse(connection: Connection, statement: str, schemas: Sequence[str]) -> Analysis:
-    """The proxy's analysis over this connection. Raises UpstreamError when the server cannot be asked."""
+def analyse(
+    connection: Connection, statement: str, schemas: Sequence[str], *, published: bool = False
+) -> Analysis:
+    """The proxy's analysis over this connection; ``published``: as where the stream shows what publications name.
+
+    Raises UpstreamError when the server cannot be asked.
+    """
     failure: list[psycopg.Error] = []
 
     async def ask(question: str, parameters: Sequence[object]) -> list[tuple[Any, ...]]:
@@ -63,7 +70,10 @@ def analyse(connection: Connection, statement: str, schemas: Sequence[str]) -> A
             failure.append(error)
             raise
 
-    analyst = Analyst(ask, slot_of=lambda oid: oid, visible=lambda: 0, schema_lsn=lambda: 0, classify=classify)
+    analyst = Analyst(
+        ask, slot_of=lambda oid: oid, visible=lambda: 0, schema_lsn=lambda: 0, classify=classify,
+        published=lambda: published,
+    )  # fmt: skip
     analysis = asyncio.run(analyst.analyse(statement.encode(), tuple(schemas)))
     if failure:
         words = " ".join(str(failure[0]).split())

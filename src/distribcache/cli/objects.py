@@ -31,7 +31,9 @@ from distribcache.clock import now_ns
 from distribcache.coherence.decoding import LEAVE_LOCK
 from distribcache.errors import ConfigError
 
-__all__ = ["INSTALLED", "LEAVE_PREFIX", "SLOT_PATTERN", "Deed", "install", "loads", "release", "remove"]
+__all__ = [
+    "INSTALLED", "LEAVE_PREFIX", "SLOT_PATTERN", "Deed", "install", "loads", "publishes", "release", "remove",
+]
 
 MARK = "made by distribcache setup; distribcache teardown removes it"
 # Slots of the cache, and nobody else's: the underscore is no wildcard here.
@@ -109,6 +111,13 @@ def loads(connection: Connection, plugin: str) -> bool:
     finally:
         connection.execute("RESET statement_timeout")
     return True
+
+
+def publishes(connection: Connection, plugin: str) -> bool:
+    """Would a cache with this setting follow the database through ``pgoutput``?"""
+    if plugin == "auto":
+        return bool(_rows(connection, _PUBLICATIONS)) and not loads(connection, "test_decoding")
+    return plugin == "pgoutput"
 
 
 def install(connection: Connection, *, publish: bool = False) -> list[Deed]:
