@@ -24,15 +24,15 @@ OF_INT = (
 )
 
 
-async def rows(database: Database, *schemas: str) -> bool:
-    """May the rows of ``t`` be pinned?"""
+async def rows(database: Database, *schemas: str, text: bytes = TEXT) -> bool:
+    """May the rows of what ``text`` reads be pinned?"""
     async with await psycopg.AsyncConnection.connect(database.conninfo(), autocommit=True) as connection:
         await connection.execute("SET search_path = pg_catalog")
 
         async def ask(sql: str, parameters: object) -> list[tuple[object, ...]]:
             return await (await connection.execute(sql.encode(), parameters or None)).fetchall()  # type: ignore[arg-type]
 
-        names = read(TEXT).statements[0].names
+        names = read(text).statements[0].names
         return bool((await resolve(ask, schemas, names)).rows)
 
 
@@ -69,3 +69,17 @@ def test_an_equality_of_an_extension(strict: bool, operand: int, pinned: bool) -
     answer._relation(20_000, facts)
     answer.supports["operator", 90_000] = Support("operator", "=", 90_002, (operand, operand), strict)
     assert bool(pinnable(answer, ("pg_catalog", "public"))) is pinned
+
+
+async def test_what_a_policy_reads_is_read_whole(database: Database) -> None:
+    """Though the text pins a row of it as well."""
+    database.execute(
+        "CREATE TABLE member (id int PRIMARY KEY, doc int)",
+        "CREATE TABLE doc (id int PRIMARY KEY, body text)",
+        "ALTER TABLE doc ENABLE ROW LEVEL SECURITY",
+        "CREATE POLICY plain ON doc USING (body <> 'secret')",
+    )
+    text = b"SELECT d.body FROM doc d JOIN member m ON m.id = 7 WHERE d.id = 1"
+    assert await rows(database, "pg_catalog", "public", text=text)
+    database.execute("CREATE POLICY theirs ON doc USING (id IN (SELECT m.doc FROM member m))")
+    assert not await rows(database, "pg_catalog", "public", text=text)

@@ -168,7 +168,9 @@ def _judge(
     refusal = next((reason for reason, _ in verdicts if reason is not None), None)
     roots = sorted((oid, str(one)) for oid, one in answer.relations.items() if one.slot and one.kind in "rpm")
     members = sorted((answer.members | {oid: str(one) for oid, one in answer.relations.items()}).items())
-    rows = pinnable(answer, path) if refusal is None else {}
+    # What is read behind the text (by a view, a policy, a function) is read whole.
+    hidden = any(body.names.relations for body in texts)
+    rows = pinnable(answer, path) if refusal is None and not hidden else {}
     pure = all(pure for _, pure in verdicts)
     return Resolution(refusal, pure, tuple(roots), tuple(members), rows, frozenset(settings))
 
