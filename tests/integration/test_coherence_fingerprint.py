@@ -30,6 +30,8 @@ CREATE TABLE r (k int) PARTITION BY LIST (k);
 CREATE TABLE r1 PARTITION OF r FOR VALUES IN (1);
 CREATE TABLE r2 (k int);
 CREATE SCHEMA other;
+CREATE PUBLICATION distribcache_ud;
+CREATE PUBLICATION theirs;
 """
 
 CHANGES = [
@@ -80,6 +82,11 @@ CHANGES = [
     "ALTER DEFAULT PRIVILEGES GRANT SELECT ON TABLES TO PUBLIC",
     "ALTER SCHEMA other RENAME TO another",
     "CREATE TYPE span AS RANGE (SUBTYPE = int)",
+    "ALTER PUBLICATION distribcache_ud ADD TABLE r2",
+    "ALTER PUBLICATION distribcache_ud DROP TABLE r2",
+    "ALTER PUBLICATION distribcache_ud SET (publish = 'update')",
+    "DROP PUBLICATION distribcache_ud",
+    "CREATE PUBLICATION distribcache_all FOR ALL TABLES WITH (publish = 'insert')",
     "CREATE EXTENSION pg_trgm",
     "CREATE TRANSFORM FOR int LANGUAGE sql (FROM SQL WITH FUNCTION prsd_lextype(internal))",
     "DROP TABLE r1",
@@ -106,6 +113,8 @@ QUIET = [
     "CREATE INDEX ON t (v)",
     "REINDEX TABLE t",
     "COMMENT ON TABLE t IS 'x'",
+    "ALTER PUBLICATION theirs ADD TABLE t",
+    "CREATE PUBLICATION another FOR TABLE r2",
     "SELECT lo_create(0)",
     "ALTER ROLE {role} PASSWORD 'secret'",
 ]
