@@ -190,7 +190,8 @@ async def test_it_leaves_when_it_would_count_as_a_synchronous_standby(make_postg
         assert not followed.valid(held)
         assert "ALTER SYSTEM" in followed.coherence.hint
         await eventually(lambda: followed.coherence._following is None)
-        assert await stream_pids(database) == []
+        while await stream_pids(database):  # the server's process ends a moment behind the connection
+            pass
         await run(database, "ALTER SYSTEM RESET synchronous_standby_names", "SELECT pg_reload_conf()")
         await followed.serving()
 
