@@ -290,6 +290,27 @@ async def test_kept_in_the_old_stream_such_a_table_would_be_stale(
     assert await added_under_a_writer(database)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        "ALTER PUBLICATION distribcache_ud DROP TABLE t; ALTER PUBLICATION distribcache_ud ADD TABLE ONLY t",
+        "ALTER PUBLICATION distribcache_all SET (publish = 'insert'); "
+        + "ALTER PUBLICATION distribcache_all SET (publish = 'insert, truncate')",
+    ],
+    ids=["a table", "what is published"],
+)
+async def test_what_left_and_came_back_between_two_looks_ends_the_epoch(db: Database, change: str) -> None:
+    """A transaction open all the while has changes in between that the stream will never show."""
+    await asyncio.to_thread(db.execute, *TABLES)
+    await asyncio.to_thread(publish, db)
+    async with following(db.server.conninfo(), db.name, plugin="pgoutput") as one:
+        epoch = one.coherence.epoch
+        await asyncio.to_thread(db.execute, f"BEGIN; {change}; COMMIT")
+        await eventually(lambda: one.coherence.epoch != epoch, one.coherence.report)
+        assert "publication_changed" in str(one.coherence.report()["last_error"])
+        await one.serving()
+
+
 # -- through the proxy
 
 

@@ -64,10 +64,10 @@ ELIGIBLE_SQL = (
 )
 """The tables that may belong to ``distribcache_ud`` (rule 2), by oid and printed name."""
 
-MEMBERS_SQL = (
-    "SELECT r.prrelid AS oid FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid "
-    f"WHERE p.pubname = '{CHANGES}'"
+_MEMBERS = (
+    f"FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid WHERE p.pubname = '{CHANGES}'"
 )
+MEMBERS_SQL = f"SELECT r.prrelid AS oid {_MEMBERS}"
 UNIDENTIFIED_SQL = (
     f"SELECT format('%I.%I', n.nspname, c.relname) AS name, c.oid IN ({MEMBERS_SQL}) AS member, "
     f"c.relreplident <> 'f' AND NOT {_GENERATED.format(among='')} AS full_helps "
@@ -105,6 +105,9 @@ STATE_SQL = (
     "JOIN pg_namespace n ON n.oid = f.pronamespace "
     f"WHERE n.nspname = '{SCHEMA}' AND t.evtenabled = 'A' AND f.proname = CASE t.evtname "
     + " ".join(f"WHEN '{name}' THEN '{function}'" for name, (_, function) in TRIGGERS.items())
-    + f" END), (SELECT string_agg(oid::text, ' ') FROM ({MEMBERS_SQL} AND {_WHOLE}) AS m)"
+    + f" END), (SELECT string_agg(r.oid::text, ' ') {_MEMBERS} AND {_WHOLE}), "
+    f"(SELECT string_agg(oid || '.' || xmin, ' ' ORDER BY oid) FROM pg_publication WHERE pubname IN {NAMES})"
 )
-"""One row: publications that are as they must be, event triggers of ours that always fire, oids of the members."""
+"""One row: publications that are as they must be, event triggers of ours that always fire, oids of the memberships (not
+of the tables: one that left and came back has another), and the versions of the publications.
+"""

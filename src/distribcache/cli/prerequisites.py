@@ -261,7 +261,7 @@ def _publications(connection: Connection) -> Check:
     with connection.cursor(row_factory=tuple_row) as cursor:
         row = cursor.execute(STATE_SQL.encode()).fetchone()
     assert row is not None
-    publications, triggers, members = row
+    publications, triggers, members, _ = row
     setup = ("-- run as superuser, with freshness.plugin = pgoutput: distribcache setup",)
     if publications != len(guard.PUBLICATIONS) or triggers != len(TRIGGERS):
         return Check(name, "problem", "pgoutput needs two publications and the event triggers that guard them", setup)

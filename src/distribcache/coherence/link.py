@@ -101,8 +101,8 @@ class Link:
         self.start = 0
         self.role = ""
         self.plugin = "pgoutput" if options.plugin == "pgoutput" else "test_decoding"
-        self.published: frozenset[int] = frozenset()
-        """With pgoutput: the relations whose updates the stream shows, as it began."""
+        self.published: tuple[frozenset[int], bytes] = (frozenset(), b"")
+        """With pgoutput: what the stream was told when it began, see ``_published``."""
         self.probe: Connection
         self.stream: Connection
         self.catalogue: Catalogue
@@ -147,9 +147,11 @@ class Link:
         return int(kept or 0), parse_lsn(insert or b"")
 
     async def look_at_publications(self) -> None:
-        """With pgoutput: is the stream still told all that it was told at its beginning? Raises NotServing."""
-        if self.plugin == "pgoutput" and not await self._members() <= self.published:
-            raise NotServing("publication_changed")
+        """With pgoutput: was anything told to the stream that it was not told at its beginning? Raises NotServing."""
+        if self.plugin == "pgoutput":
+            members, publications = await self._published()
+            if publications != self.published[1] or not members <= self.published[0]:
+                raise NotServing("publication_changed")
 
     async def see_to_publications(self, *, add: bool) -> None:
         """With pgoutput: take tables out whose updates fail, which the guard should have done; and with ``add``, add
@@ -167,14 +169,16 @@ class Link:
 
     async def _publish(self) -> None:
         """See 4."""
-        await self._members()
+        await self._published()
         await self._enrol(_SOME)
-        self.published = await self._members()
+        self.published = await self._published()
         await self.stream.execute(b"SET client_encoding = 'SQL_ASCII'")  # values as the server has them, unconverted
 
-    async def _members(self) -> frozenset[int]:
-        """The relations whose updates are published. Raises NotServing when something is not as setup makes it."""
-        publications, triggers, members = await self.catalogue.one(STATE_SQL)
+    async def _published(self) -> tuple[frozenset[int], bytes]:
+        """The memberships of tables, and the versions of the publications. Raises NotServing when something is not as
+        setup makes it.
+        """
+        publications, triggers, members, versions = await self.catalogue.one(STATE_SQL)
         if int(publications or 0) != _PUBLICATIONS:
             raise NotServing("no_publication")
         try:
@@ -183,7 +187,7 @@ class Link:
             raise NotServing("reader_lost", error.message) from error
         if int(triggers or 0) != len(TRIGGERS) or not announced:
             raise NotServing("no_event_trigger")
-        return frozenset(map(int, (members or b"").split()))
+        return frozenset(map(int, (members or b"").split())), versions or b""
 
     async def _fall_back(self) -> None:
         """There is no test_decoding: take pgoutput, if this database is prepared for it."""

@@ -53,7 +53,7 @@ REASONS: dict[str, tuple[str, str]] = {
         "run as superuser: distribcache setup, with freshness.plugin = pgoutput",
     ),
     "publication_changed": (
-        "tables were added to the publications; the change stream is being opened anew",
+        "the publications were changed; the change stream is being opened anew",
         "wait a moment",
     ),
     "slot_waits": (
