@@ -1,0 +1,137 @@
+"""Rules of coherence and identity, muted one at a time: whoever looks for stale answers must find them then.
+
+Each takes a function like ``setattr``, so that a test can take the mute back and a process of its own need not.
+``python tests/mutes.py NAME serve …`` is ``distribcache serve`` with one of them muted. It lives among the tests, so
+that no installed command and no setting can ever do this.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+
+from distribcache.cli import main
+from distribcache.coherence.ledger import Ledger
+from distribcache.coherence.live import DatabaseCoherence
+from distribcache.coherence.visibility import Visibility
+from distribcache.proxy import hit, lookup
+from distribcache.proxy.effects import Effects
+from distribcache.proxy.scope import Idents
+from distribcache.proxy.standing import Standing
+from distribcache.sql.settings import KEYED
+
+__all__ = ["MUTES"]
+
+Set = Callable[[object, str, object], None]
+
+_USER, _ROLE, _SETTINGS, _EXTRA = 1, 2, 8, 9
+_CONTENT = 10
+"""The fields of a scope's content, and how many there are."""
+
+
+def validity(put: Set) -> None:
+    """R1: an entry is valid whatever the ledger says."""
+    for module in (hit, lookup):
+        put(module, "valid", lambda entry, words, now: True)
+
+
+def rows(put: Set) -> None:
+    """R1: the ledger hears of relations, never of rows."""
+    bump = Ledger.bump
+    put(Ledger, "bump", lambda self, slot, lsn: None if slot >= self.rows_at else bump(self, slot, lsn))
+
+
+def visibility(put: Set) -> None:
+    """R3: a commit counts as visible as soon as it is received."""
+    put(Visibility, "visible", lambda self, applied: applied)
+
+
+def own_writes(put: Set) -> None:
+    """R4: a write through this node raises no floor."""
+    put(DatabaseCoherence, "raise_floor", lambda self, now: None)
+
+
+def arrival(put: Set) -> None:
+    """R4: a strict session is served as any other."""
+    know = Standing.know_scope
+
+    def lax(self: Standing, *known: object) -> None:
+        know(self, *known)  # type: ignore[arg-type]
+        self.strict = self.careful = False
+        self.refresh()
+
+    put(Standing, "know_scope", lax)
+
+
+def schema(put: Set) -> None:
+    """R6: a changed catalogue outdates nothing."""
+    put(Ledger, "bump_all", lambda self, lsn: None)
+
+
+def _scope(change: Callable[[list[object]], None]) -> Callable[[Set], None]:
+    of = Idents.of
+
+    def mute(put: Set) -> None:
+        def forgetful(self: Idents, content: object) -> int:
+            if isinstance(content, tuple) and len(content) == _CONTENT:
+                fields = list(content)
+                change(fields)
+                content = tuple(fields)
+            return of(self, content)
+
+        put(Idents, "of", forgetful)
+
+    return mute
+
+
+def _no_settings(fields: list[object]) -> None:
+    fields[_SETTINGS] = fields[_EXTRA] = ()
+
+
+def _no_people(fields: list[object]) -> None:
+    fields[_USER] = fields[_ROLE] = fields[_EXTRA] = None
+    fields[_SETTINGS] = fields[_SETTINGS][: len(KEYED)]  # type: ignore[index]
+
+
+settings = _scope(_no_settings)
+people = _scope(_no_people)
+
+
+def _effects(**fewer: bool) -> Callable[[Set], None]:
+    known = Standing.effects_of
+
+    def mute(put: Set) -> None:
+        def harmless(self: Standing, *what: object, **how: object) -> Effects:
+            return replace(known(self, *what, **how), **fewer)  # type: ignore[arg-type]
+
+        put(Standing, "effects_of", harmless)
+
+    return mute
+
+
+opaque = _effects(opaque=False)
+impure = _effects(impure=False)
+unseen = _effects(impure=False, opaque=False)
+ddl = _effects(ddl=False, everywhere=False, poll=False)
+
+MUTES: dict[str, Callable[[Set], None]] = {
+    "validity": validity,
+    "rows": rows,
+    "visibility": visibility,
+    "own_writes": own_writes,
+    "arrival": arrival,
+    "schema": schema,
+    "settings": settings,
+    "people": people,
+    "opaque": opaque,
+    "impure": impure,
+    "unseen": unseen,
+    "ddl": ddl,
+}
+
+if __name__ == "__main__":
+    name = sys.argv.pop(1)
+    MUTES[name](setattr)
+    print(f"{name.upper()} IS MUTED: this proxy serves wrong answers on purpose", file=sys.stderr, flush=True)
+    main()
