@@ -9,7 +9,7 @@ ARGS ?=
 WORKERS ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint check docs suites compiled bench bench-writes soak clean
+.PHONY: help demo test lint check docs suites compiled bench bench-writes soak checker twins clean
 
 help:  ## Show the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 24
@@ -47,6 +47,12 @@ bench-writes: $(VENV)/.stamp-dev  ## What writes from outside do: hit ratio at 9
 
 soak: $(VENV)/.stamp-dev  ## Five minutes of mixed load; memory and descriptors must stay flat
 	@$(BIN)/python benchmarks/soak.py $(ARGS)
+
+checker: $(VENV)/.stamp-dev  ## A million answers from memory, none older than promised
+	@$(BIN)/python benchmarks/checker.py $(ARGS)
+
+twins: $(VENV)/.stamp-dev  ## Random sessions played directly and through the proxy: 15,000 steps, no difference
+	@TWIN_SEEDS=$${TWIN_SEEDS:-1-100} $(BIN)/python -m pytest tests/property/test_sessions_model.py -s -k no_session $(ARGS)
 
 clean:  ## Remove the virtual environment and all caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist
