@@ -12,12 +12,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from twin_play import OUTSIDE, Difference, Step, Twins, told
-from twin_reads import READS
-from twin_words import BEGINNINGS, CONTROL, DDL, SESSION, SETTINGS, TABLES, TOPICS, WRITES
+from twin_words import BEGINNINGS, CONTROL, DDL, READS, SESSION, SETTINGS, TABLES, TOPICS, WRITES
 
 from distribcache.clock import now_ns
 from distribcache.coherence.reader import Reader
-from distribcache.wire.messages import SYNC, bind, close, copy_data, copy_done, describe, execute, parse, query
+from distribcache.wire.messages import SYNC, bind, close, describe, execute, parse, query
 
 __all__ = ["Run", "Tally", "gusts", "play", "shorten"]
 
@@ -139,8 +138,6 @@ class Run:
 
     def _form(self, text: str) -> bytes:
         """One statement may also come in the extended protocol."""
-        if text.endswith("FROM STDIN"):
-            return query(text.encode()) + copy_data(b"7\tcopied\n") + copy_done()
         if ";" in text or text.startswith("COPY") or self.draw.random() < 0.7:
             return query(text.encode())
         return parse(b"", text.encode()) + bind(b"", b"") + describe(b"P", b"") + execute(b"") + SYNC

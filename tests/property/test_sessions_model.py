@@ -14,60 +14,36 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 
-import psycopg
 import pytest
 from fix_postgres import QUIET
 from fix_proxy import InnerProxy
 from mutes import MUTES
-from psycopg.rows import dict_row
 from twin_play import Difference, Twins
 from twin_run import Tally, gusts, play, shorten
 
-from distribcache.cli import objects
 from distribcache.cli.postgres import Postgres
 
 STEPS = 150
 FIRST, LAST = map(int, os.environ.get("TWIN_SEEDS", "1-6").split("-"))
 _PATIENT = {"freshness.hit_wait": "2s", "freshness.max_staleness": "10s"}
 
-MakeTwins = Callable[..., Twins]
-Pairs = Callable[[str], tuple[Postgres, Postgres]]
-
-
-def _install(server: Postgres, stream: str) -> None:
-    with psycopg.connect(server.conninfo(), autocommit=True, row_factory=dict_row) as connection:
-        objects.install(connection, publish=stream == "pgoutput")
+MakeTwins = Callable[[], Twins]
 
 
 @pytest.fixture(scope="module")
-def servers() -> Iterator[Pairs]:
-    """Two servers for each form of the stream: ``polls`` alone, with the ``trigger`` of setup, by ``pgoutput``."""
+def servers() -> Iterator[tuple[Postgres, Postgres]]:
     folder = os.environ.get("TWIN_BIN")
-    made: dict[str, tuple[Postgres, Postgres]] = {}
-    with ExitStack() as stack:
-
-        def make(stream: str) -> tuple[Postgres, Postgres]:
-            if stream not in made:
-                pair = [stack.enter_context(Postgres(options=QUIET, bin_dir=folder)) for _ in range(2)]
-                if stream != "polls":
-                    for server in pair:
-                        _install(server, stream)
-                made[stream] = pair[0], pair[1]
-            return made[stream]
-
-        yield make
+    with Postgres(options=QUIET, bin_dir=folder) as direct, Postgres(options=QUIET, bin_dir=folder) as upstream:
+        yield direct, upstream
 
 
 @pytest.fixture
-def make_twins(servers: Pairs, monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeTwins]:
+def make_twins(servers: tuple[Postgres, Postgres], monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeTwins]:
     made: list[Twins] = []
 
-    def make(stream: str = "polls") -> Twins:
-        direct, upstream = servers(stream)
-        plugin = {"freshness.plugin": "pgoutput" if stream == "pgoutput" else "test_decoding"}
-        twins = Twins(direct, upstream, InnerProxy(upstream.url(), _PATIENT | plugin))
+    def make() -> Twins:
+        twins = Twins(*servers, InnerProxy(servers[1].url(), _PATIENT))
         gusts(twins, monkeypatch.setattr)
         made.append(twins)
         return twins
@@ -80,9 +56,8 @@ def make_twins(servers: Pairs, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make
 
 
 @pytest.mark.timeout(60 + 10 * (LAST - FIRST))
-@pytest.mark.parametrize("stream", ["polls", "trigger", "pgoutput"])
-def test_no_session_can_tell_the_proxy_from_postgresql(make_twins: MakeTwins, stream: str) -> None:
-    twins, tally = make_twins(stream), Tally()
+def test_no_session_can_tell_the_proxy_from_postgresql(make_twins: MakeTwins) -> None:
+    twins, tally = make_twins(), Tally()
     for seed in range(FIRST, LAST + 1):
         try:
             play(twins, seed, STEPS, tally)
@@ -91,7 +66,7 @@ def test_no_session_can_tell_the_proxy_from_postgresql(make_twins: MakeTwins, st
     print(f"{tally.steps} steps, {tally.reads} reads, {tally.hits} hits of {len(tally.hit_texts)} texts")
     assert tally.steps >= STEPS * (1 + LAST - FIRST)
     assert tally.hits > tally.steps // 10, tally
-    assert len(tally.hit_texts) > 2 * (LAST - FIRST), tally.hit_texts
+    assert len(tally.hit_texts) > 20, tally.hit_texts
 
 
 HARM = {
