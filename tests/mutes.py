@@ -1,19 +1,25 @@
 """Rules of coherence and identity, muted one at a time: whoever looks for stale answers must find them then.
 
 Each takes a function like ``setattr``, so that a test can take the mute back and a process of its own need not.
-``python tests/mutes.py NAME serve …`` is ``distribcache serve`` with one of them muted. It lives among the tests, so
-that no installed command and no setting can ever do this.
+``python tests/mutes.py NAME serve …`` is ``distribcache serve`` with one of them muted, or several with commas between
+them. It lives among the tests, so that no installed command and no setting can ever do this.
+
+``late`` mutes nothing: the stream of changes rests for half of the time, as on a bad network. Only then do the floors
+of coherence rule R4 matter much; where they hold, nothing shows.
 """
 
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 
 from distribcache.cli import main
+from distribcache.clock import now_ns
 from distribcache.coherence.ledger import Ledger
 from distribcache.coherence.live import DatabaseCoherence
+from distribcache.coherence.reader import Reader
 from distribcache.coherence.visibility import Visibility
 from distribcache.proxy import hit, lookup
 from distribcache.proxy.effects import Effects
@@ -25,6 +31,7 @@ __all__ = ["MUTES"]
 
 Set = Callable[[object, str, object], None]
 
+_GUST_NS = 200_000_000
 _USER, _ROLE, _SETTINGS, _EXTRA = 1, 2, 8, 9
 _CONTENT = 10
 """The fields of a scope's content, and how many there are."""
@@ -34,6 +41,19 @@ def validity(put: Set) -> None:
     """R1: an entry is valid whatever the ledger says."""
     for module in (hit, lookup):
         put(module, "valid", lambda entry, words, now: True)
+
+
+def late(put: Set) -> None:
+    """The stream comes in gusts."""
+    take = Reader._slice
+
+    def rest(self: Reader, until: int) -> bool:
+        if now_ns() // _GUST_NS % 2:
+            time.sleep(0.001)  # the socket stays readable: without it, the loop would spin
+            return False
+        return take(self, until)
+
+    put(Reader, "_slice", rest)
 
 
 def rows(put: Set) -> None:
@@ -116,6 +136,7 @@ unseen = _effects(impure=False, opaque=False)
 ddl = _effects(ddl=False, everywhere=False, poll=False)
 
 MUTES: dict[str, Callable[[Set], None]] = {
+    "late": late,
     "validity": validity,
     "rows": rows,
     "visibility": visibility,
@@ -131,7 +152,8 @@ MUTES: dict[str, Callable[[Set], None]] = {
 }
 
 if __name__ == "__main__":
-    name = sys.argv.pop(1)
-    MUTES[name](setattr)
-    print(f"{name.upper()} IS MUTED: this proxy serves wrong answers on purpose", file=sys.stderr, flush=True)
+    names = sys.argv.pop(1)
+    for name in names.split(","):
+        MUTES[name](setattr)
+    print(f"{names}: this proxy is made to fail on purpose", file=sys.stderr, flush=True)
     main()
