@@ -122,7 +122,7 @@ def test_wrong_variable_is_named(monkeypatch: pytest.MonkeyPatch, variable: str,
     ("content", "message"),
     [
         ("[l1]\nsize = 64MB\n", "not TOML"),
-        ("[l2]\nsize = 1\n", "no section l2"),
+        ("[l4]\nsize = 1\n", "no section l4"),
         ("l1 = 5\n", "l1 is a section"),
         ("[l1]\nsice = 1\n", "no key l1.sice"),
         ("[l1]\nsize = [1]\n", "not a size"),

@@ -8,14 +8,15 @@ from distribcache.config.sections import (
     Auth,
     Cache,
     Freshness,
-    HotTier,
     Listen,
     Settings,
     Ttl,
     Upstream,
     mask,
 )
+from distribcache.config.tiers import DistributedTier, HotTier, WarmTier
 
 __all__ = [
-    "Admin", "Auth", "Cache", "Freshness", "HotTier", "Listen", "Settings", "Ttl", "Upstream", "load", "mask",
+    "Admin", "Auth", "Cache", "DistributedTier", "Freshness", "HotTier", "Listen", "Settings", "Ttl", "Upstream",
+    "WarmTier", "load", "mask",
 ]

@@ -15,17 +15,19 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
+from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr
 from pydantic import model_validator as check
 from pydantic.fields import FieldInfo
 
-from distribcache.config.units import Address, duration_text, parse_address, parse_duration, parse_size, size_text
+from distribcache.config.kinds import Bound, Count, Duration, Section, Share, Size, Socket, at_least, setting
+from distribcache.config.tiers import SECRETS, DistributedTier, HotTier, WarmTier
+from distribcache.config.units import Address, duration_text, parse_address, parse_size, size_text
 from distribcache.errors import ConfigError
 from distribcache.query import Consistency, WorkloadType
 
 __all__ = [
-    "Admin", "Audit", "Auth", "Cache", "Freshness", "HotTier", "Listen", "Settings", "Staleness", "Ttl", "Upstream",
-    "fields", "mask", "value_text",
+    "Admin", "Audit", "Auth", "Cache", "Freshness", "Listen", "Settings", "Staleness", "Ttl", "Upstream", "fields",
+    "mask", "value_text",
 ]
 
 ENV_PREFIX = "DISTRIBCACHE_"
@@ -46,53 +48,14 @@ def _url(value: str) -> str:
     return value
 
 
-def _address(value: str) -> str:
-    parse_address(value)
-    return value
-
-
-def _at_least(least: float, text: str) -> AfterValidator:
-    def bound(value: float) -> float:
-        if value < least:
-            raise ValueError(f"too small; the least is {text}")
-        return value
-
-    return AfterValidator(bound)
-
-
-Size = Annotated[int, BeforeValidator(parse_size)]
-Duration = Annotated[float, BeforeValidator(parse_duration)]
-Socket = Annotated[str, AfterValidator(_address)]
-Count = Annotated[int, Field(ge=1)]
-Share = Annotated[float, Field(ge=0, le=1)]
-
-
-def _setting(default: object, text: str) -> Any:
-    """A default as one would write it in the file, and what the reference says about the key."""
-    return Field(default, description=text)
-
-
-def _bound(value: float | None) -> float | None:
-    if value is not None and value < 0.01:
-        raise ValueError("too small; the least is 10ms")
-    return value
-
-
-Bound = Annotated[Duration | None, Field(validate_default=False), AfterValidator(_bound)]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
-
-
-class Upstream(_Section):
+class Upstream(Section):
     """The PostgreSQL server behind the cache."""
 
-    url: Annotated[str, AfterValidator(_url)] = _setting(
+    url: Annotated[str, AfterValidator(_url)] = setting(
         "", "Where PostgreSQL is, as a libpq URL. Its user and password are those of the cache's own "
         "connections (catalogue questions, WAL); clients log in as themselves.",
     )
-    connect_timeout: Annotated[Duration, _at_least(0.1, "100ms")] = _setting(
+    connect_timeout: Annotated[Duration, at_least(0.1, "100ms")] = setting(
         "10s", "How long one attempt to reach PostgreSQL may take."
     )
 
@@ -101,17 +64,17 @@ class Upstream(_Section):
             yield name, mask(value) if name == "url" else value
 
 
-class Listen(_Section):
+class Listen(Section):
     """Where clients connect."""
 
-    address: Socket = _setting("127.0.0.1:6432", "Where PostgreSQL clients connect; port 0 takes a free one.")
-    tls_cert: Path | None = _setting(None, "Certificate chain (PEM) shown to clients; none means no TLS.")
-    tls_key: Path | None = _setting(None, "Private key (PEM) of that certificate.")
-    max_clients: Count = _setting(2000, "Clients at once; more are refused with SQLSTATE 53300.")
-    login_timeout: Annotated[Duration, _at_least(0.1, "100ms")] = _setting(
+    address: Socket = setting("127.0.0.1:6432", "Where PostgreSQL clients connect; port 0 takes a free one.")
+    tls_cert: Path | None = setting(None, "Certificate chain (PEM) shown to clients; none means no TLS.")
+    tls_key: Path | None = setting(None, "Private key (PEM) of that certificate.")
+    max_clients: Count = setting(2000, "Clients at once; more are refused with SQLSTATE 53300.")
+    login_timeout: Annotated[Duration, at_least(0.1, "100ms")] = setting(
         "15s", "A client that has not logged in by then is disconnected."
     )
-    max_unauthenticated: Count = _setting(256, "Clients at once that have not logged in yet.")
+    max_unauthenticated: Count = setting(256, "Clients at once that have not logged in yet.")
 
     @check(mode="after")
     def _pair(self) -> Listen:
@@ -125,10 +88,10 @@ class Listen(_Section):
         return parse_address(self.address)
 
 
-class Admin(_Section):
+class Admin(Section):
     """The HTTP server for people and for Prometheus."""
 
-    address: Socket = _setting(
+    address: Socket = setting(
         "127.0.0.1:6433", "Dashboard, /metrics, /healthz and /api; port 0 takes a free one."
     )
 
@@ -137,47 +100,24 @@ class Admin(_Section):
         return parse_address(self.address)
 
 
-class Cache(_Section):
+class Cache(Section):
     """The cache as a whole."""
 
-    enabled: bool = _setting(True, "Off: a transparent proxy, nothing is stored or answered from memory.")
-    single_flight_wait: Duration = _setting(
+    enabled: bool = setting(True, "Off: a transparent proxy, nothing is stored or answered from memory.")
+    single_flight_wait: Duration = setting(
         "5s", "How long a read waits for the same read of another client before it goes upstream itself."
     )
 
 
-class HotTier(_Section):
-    """Tier L1: the memory of the process."""
-
-    size: Annotated[Size, _at_least(1 << 16, "64kB")] = _setting(
-        "256MB", "Bytes that keys, payloads and their overhead may take."
-    )
-    max_entry: Annotated[Size, _at_least(1, "1B")] = _setting(
-        "1MB", "A larger result is relayed and not stored."
-    )
-    policy: Literal["adaptive", "lru", "lfu", "fifo"] = _setting(
-        "adaptive", "Who leaves when the tier is full; adaptive is S3-FIFO."
-    )
-
-    @check(mode="after")
-    def _fits(self) -> HotTier:
-        if self.max_entry > self.size:
-            raise ValueError(
-                f"max_entry {size_text(self.max_entry)} is larger than size {size_text(self.size)}; "
-                f"an entry must fit: lower max_entry or raise size"
-            )
-        return self
-
-
-class Ttl(_Section):
+class Ttl(Section):
     """How long an entry lives by class of workload, if no write ends it before."""
 
-    oltp: Duration = _setting("60s", "Point reads and small writes.")
-    olap: Duration = _setting("30min", "Scans and aggregates.")
-    vector: Duration = _setting("5min", "Similarity searches.")
-    ai_agent: Duration = _setting("10min", "Context, tools and conversation of agents.")
-    rag: Duration = _setting("15min", "Retrieval for generation.")
-    default: Duration = _setting("5min", "Everything else.")
+    oltp: Duration = setting("60s", "Point reads and small writes.")
+    olap: Duration = setting("30min", "Scans and aggregates.")
+    vector: Duration = setting("5min", "Similarity searches.")
+    ai_agent: Duration = setting("10min", "Context, tools and conversation of agents.")
+    rag: Duration = setting("15min", "Retrieval for generation.")
+    default: Duration = setting("5min", "Everything else.")
 
     def of(self, workload: WorkloadType) -> float:
         """Seconds for that class."""
@@ -185,38 +125,38 @@ class Ttl(_Section):
         return seconds
 
 
-class Freshness(_Section):
+class Freshness(Section):
     """How fresh answers are, and how the cache learns of writes."""
 
-    consistency: Consistency = _setting(
+    consistency: Consistency = setting(
         Consistency.SESSION, "eventual: at most max_staleness old. session: also at least as fresh as every write "
         "acknowledged through this node. strict: as fresh as PostgreSQL at the request's arrival.",
     )
-    max_staleness: Annotated[Duration, _at_least(0.01, "10ms")] = _setting(
+    max_staleness: Annotated[Duration, at_least(0.01, "10ms")] = setting(
         "1s", "No answer is older than this; beyond it reads go to PostgreSQL."
     )
-    invalidation: Literal["wal", "ttl"] = _setting(
+    invalidation: Literal["wal", "ttl"] = setting(
         "wal", "wal: logical decoding tells what died; without it nothing is cached. "
         "ttl: only time ends an entry, answers may be as old as their TTL.",
     )
-    plugin: Literal["auto", "test_decoding", "pgoutput"] = _setting(
+    plugin: Literal["auto", "test_decoding", "pgoutput"] = setting(
         "auto", "The server's output plugin that tells of commits. auto takes test_decoding if the server has it. "
         "pgoutput is part of every server, needs what `distribcache setup` makes, and does not show updates of tables "
         "without a replica identity: those are not cached.",
     )
-    max_wal_lag: Annotated[Size, _at_least(1 << 20, "1MB")] = _setting(
+    max_wal_lag: Annotated[Size, at_least(1 << 20, "1MB")] = setting(
         "256MB", "Further behind than this, the cache drops its slot and starts empty, so that it never "
         "fills the server's disk.",
     )
-    schema_poll: Annotated[Duration | None, Field(validate_default=False)] = _setting(
+    schema_poll: Annotated[Duration | None, Field(validate_default=False)] = setting(
         None, "How often the catalogue is compared as a whole; default and maximum: max_staleness."
     )
-    slot: Literal["temporary"] = _setting("temporary", "Replication slots vanish with their connection.")
-    max_databases: Count = _setting(16, "Databases with a WAL reader at once; more are passed through.")
-    hit_wait: Duration = _setting(
+    slot: Literal["temporary"] = setting("temporary", "Replication slots vanish with their connection.")
+    max_databases: Count = setting(16, "Databases with a WAL reader at once; more are passed through.")
+    hit_wait: Duration = setting(
         "5ms", "How long a hit may wait for proof of its freshness before it goes upstream."
     )
-    database_linger: Duration = _setting(
+    database_linger: Duration = setting(
         "30s", "How long a database stays warm after its last client has left."
     )
 
@@ -233,15 +173,15 @@ class Freshness(_Section):
         return self.max_staleness if self.schema_poll is None else self.schema_poll
 
 
-class Staleness(_Section):
+class Staleness(Section):
     """How old answers of one class of statements may be, where that is less than freshness.max_staleness."""
 
-    oltp: Bound = _setting(None, "Point reads and small writes.")
-    olap: Bound = _setting(None, "Scans and aggregates.")
-    vector: Bound = _setting(None, "Similarity searches.")
-    ai_agent: Bound = _setting(None, "Context, tools and conversation of agents.")
-    rag: Bound = _setting(None, "Retrieval for generation.")
-    default: Bound = _setting(None, "Everything else.")
+    oltp: Bound = setting(None, "Point reads and small writes.")
+    olap: Bound = setting(None, "Scans and aggregates.")
+    vector: Bound = setting(None, "Similarity searches.")
+    ai_agent: Bound = setting(None, "Context, tools and conversation of agents.")
+    rag: Bound = setting(None, "Retrieval for generation.")
+    default: Bound = setting(None, "Everything else.")
 
     @property
     def bounds(self) -> dict[str, float]:
@@ -250,28 +190,28 @@ class Staleness(_Section):
         return {name: seconds for name, key in names.items() if (seconds := getattr(self, key)) is not None}
 
 
-class Audit(_Section):
+class Audit(Section):
     """Hits that are asked again, to measure that they were right."""
 
-    sample: Share = _setting(
+    sample: Share = setting(
         "0.0001", "The share of hits that PostgreSQL is asked again behind the answer, on the client's own idle "
         "connection; 0 turns it off, 1 means all.",
     )
-    max_cost: Duration = _setting("50ms", "A statement that took longer than this when its answer was stored is not "
+    max_cost: Duration = setting("50ms", "A statement that took longer than this when its answer was stored is not "
         "asked again.",
     )
 
 
-class Auth(_Section):
+class Auth(Section):
     """Logins. They are decided by PostgreSQL; the cache only relays them."""
 
-    allow_trust: bool = _setting(
+    allow_trust: bool = setting(
         False, "Let clients from other machines in when PostgreSQL asks them nothing: its pg_hba.conf sees "
         "the cache's address, not theirs.",
     )
 
 
-class Settings(_Section):
+class Settings(Section):
     """Everything that can be set, by section. Made by ``load``; frozen."""
 
     upstream: Upstream = Field(default_factory=Upstream)
@@ -279,6 +219,8 @@ class Settings(_Section):
     admin: Admin = Field(default_factory=Admin)
     cache: Cache = Field(default_factory=Cache)
     l1: HotTier = Field(default_factory=HotTier)
+    l2: WarmTier = Field(default_factory=WarmTier)
+    l3: DistributedTier = Field(default_factory=DistributedTier)
     ttl: Ttl = Field(default_factory=Ttl)
     freshness: Freshness = Field(default_factory=Freshness)
     staleness: Staleness = Field(default_factory=Staleness)
@@ -333,6 +275,8 @@ def value_text(name: str, value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, Consistency):
         return value.value
+    if name in SECRETS:
+        return "***" if value else ""
     if name == "upstream.url":
         return mask(str(value))
     units = [item for item in fields(section)[key].metadata if isinstance(item, BeforeValidator)]
