@@ -47,8 +47,13 @@ def test_bump_only_raises() -> None:
     assert ledger.words[slot] == 100
     ledger.touch(1, 120)
     assert ledger.words[slot] == 120
+
+
+def test_what_is_touched_before_it_has_a_slot_is_not_forgotten() -> None:
+    """An answer of another process, or of before a restart, may be older than this process's first look at it."""
+    ledger = Ledger()
     ledger.touch(2, 120)
-    assert 2 not in ledger
+    assert ledger.words[ledger.slot_of(2, 50)] == 120
 
 
 def test_a_full_table_shares_its_last_slot_and_only_costs_misses() -> None:
@@ -208,3 +213,44 @@ def resident() -> int:
     """Bytes of memory that this process occupies."""
     with open("/proc/self/statm") as pages:
         return int(pages.read().split()[1]) * 4096
+
+
+def test_tags_mean_the_same_to_another_ledger() -> None:
+    here, there = Ledger(), Ledger()
+    for oid in (9, 8, 7):
+        there.slot_of(oid, 0)
+    there.wildcard_of(7, ("b", "a"), 3)
+    there.wildcard_of(7, ("a",), 4)
+    slots = (here.slot_of(7, 0), here.wildcard_of(7, ("a",), 0), here.row_slot(7, ("a",), (b"1",)))
+    tags = here.tags_of(slots)
+    assert tags is not None
+    expected = (there.slot_of(7, 0), there.wildcard_of(7, ("a",), 0), there.row_slot(7, ("a",), (b"1",)))
+    assert there.slots_for(tags, lambda oid: there.slot_of(oid, 5)) == expected
+    assert there.tags_of(expected) == tags
+
+
+def test_a_relation_without_a_slot_gets_one_and_an_unregistered_column_set_is_no_answer() -> None:
+    """Coherence trap 1, across processes: rows of a set that nobody watches here may have changed unseen."""
+    here, there = Ledger(), Ledger()
+    made: list[int] = []
+    tags = here.tags_of((here.slot_of(7, 0), here.wildcard_of(7, ("a",), 0)))
+    assert tags is not None
+    assert there.slots_for(tags[:1], lambda oid: made.append(oid) or there.slot_of(oid, 5)) == (there.slot_of(7, 0),)
+    assert made == [7]
+    assert there.words[there.slot_of(7, 0)] == 5
+    assert there.slots_for(tags, lambda oid: there.slot_of(oid, 5)) is None
+
+
+@pytest.mark.parametrize(
+    "tag", [b"", b"t", b"t1234567", b"t123456789", b"x12345678", b"r" + (1 << 22).to_bytes(8, "little"), b"r1", b"w"]
+)
+def test_what_is_no_tag_is_no_slot(tag: bytes) -> None:
+    ledger = Ledger()
+    assert ledger.slots_for((tag,), lambda oid: ledger.slot_of(oid, 0)) is None
+
+
+def test_a_slot_shared_by_several_relations_has_no_tag() -> None:
+    ledger = Ledger(tables=3)
+    slots = [ledger.slot_of(oid, 0) for oid in range(1, 9)]
+    assert ledger.tags_of(slots[:2]) is not None
+    assert ledger.tags_of(slots[:3]) is None

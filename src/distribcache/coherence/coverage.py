@@ -16,7 +16,9 @@ Where the rules leave room, this is the choice:
 * *A relation that the last re-read did not know* (``slot_of`` of a new oid) gets a slot that no entry satisfies until
   a re-read shows it: otherwise a table created and dropped between two equal fingerprints could leave an entry
   behind.
-* *A new slot* starts at everything received, also beyond a held W.
+* *A new slot of a relation* starts where coverage began, or at the last commit whose names were not all known, if that
+  is later: every other one made the slots of what it touched. That of a column set starts at everything received, also
+  beyond a held W: nobody looked at rows by these columns before.
 * *``fresh_at`` never passes the last look at the catalogue by more than two poll periods*: after an idle time the
   first hits wait for a poll as they wait for a probe.
 * *An alarm whose transaction the last re-read already saw* is not raised: its effects are in the map, and the schema
@@ -83,6 +85,7 @@ class Coverage:
         self.serving = False
         self.received = 0
         self.target = 0
+        self.lost_at = 0
         self.reached_at = 0
         self.highest_insert = 0
         self.full_at = 0
@@ -136,6 +139,8 @@ class Coverage:
         died["row"] += len(commit.slots) - wild
         self.visibility.received(commit.xid, lsn)
         self.received = max(before, lsn)
+        if lost:
+            self.lost_at = self.received
         self.counters.commits += 1
         self.counters.rows += commit.rows
         if (commit.empty or commit.ddl or lost) and not (self.seen is not None and self.seen.sees(commit.xid)):
@@ -230,17 +235,15 @@ class Coverage:
 
     def slot_of(self, oid: int) -> int:
         """The ledger slot of a relation; one that the last re-read did not know satisfies no entry yet."""
-        return self.ledger.slot_of(oid, self._initial(oid))
+        return self.ledger.slot_of(oid, max(self.target, self.lost_at) if oid in self.relations.oids else NEVER)
 
     def watch(self, oid: int, columns: Columns) -> int:
         """The wildcard of a column set, registered now if it was not; 0 when there is no room for it.
 
-        Like a new slot it starts at everything received. A transaction that is being decoded touches it at its commit.
+        It starts at everything received. A transaction that is being decoded touches it at its commit.
         """
-        return self.watching.register(oid, columns, self._initial(oid))
-
-    def _initial(self, oid: int) -> int:
-        return max(self.received, self.target) if oid in self.relations.oids else NEVER
+        initial = max(self.received, self.target) if oid in self.relations.oids else NEVER
+        return self.watching.register(oid, columns, initial)
 
     def fill_point(self) -> int | None:
         """V, or None when nothing may be filled."""

@@ -10,13 +10,17 @@ Rules:
    covers.
 3. A slot index means one relation for the life of the ledger: indices are never reused, also not across epochs, so an
    analysis that holds one can be outdated but never points at another table.
-4. A new slot starts at the value given by the caller (all that was received so far), never at zero: what was applied
-   before the slot existed was not recorded in it. ``NEVER`` makes a slot that no entry can satisfy.
+4. A new slot starts at the value given by the caller, never at zero: what was applied before the slot existed was not
+   recorded in it. ``touch`` makes the slot of a relation that has none, so a relation without one was not touched since
+   coverage began. ``NEVER`` makes a slot that no entry can satisfy.
 5. When the table of slots is full, all further relations share the last slot: a collision only costs misses.
 
 6. A row tag (relation, column set, values) is hashed into the row slots: dense slots are never hit by chance (coherence
    trap 17). The hash is fixed: whoever changes it changes ``LEDGER_FORMAT``, which seeds it. Two row tags that share a
    slot only cost misses. Each column set has a dense *wildcard* beside it, for changes whose values are not known.
+
+7. Indices mean something to this ledger alone. What an entry depends on is told to others as *tags*: a relation, a column
+   set, or the number of a row slot, which is the same wherever the format is.
 
 Layout: ``FORMAT EPOCH W V FRESH_AT``, one floor word per worker, the schema slot, dense slots for relations and
 wildcards, then, from a page's beginning on, the row slots. Memory comes from the system as zeroes that take no room
@@ -28,7 +32,7 @@ from __future__ import annotations
 import itertools
 import mmap
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from xxhash import xxh3_64_intdigest
@@ -57,6 +61,7 @@ FLOORS: Final = 8  # words 8 … 8 + MAX_WORKERS - 1
 SCHEMA: Final = FLOORS + MAX_WORKERS
 _FIRST_TABLE: Final = SCHEMA + 1
 NEVER: Final = (1 << 64) - 1
+_TABLE, _WILDCARD, _ROW = b"t", b"w", b"r"
 _PAGE: Final = 4096
 _PIECE: Final = 1 << 20
 
@@ -80,7 +85,7 @@ def tag_prefix(oid: int, columns: Columns) -> bytes:
 class Ledger:
     """Words of one database; see the module's rules. ``tables`` is the number of dense slots."""
 
-    __slots__ = ("_mask", "_memory", "_next", "_overflow", "_slots", "_wildcards", "rows_at", "words")
+    __slots__ = ("_mask", "_memory", "_next", "_overflow", "_sets", "_slots", "_tags", "_wildcards", "rows_at", "words")
 
     def __init__(self, tables: int = 1 << 16, row_slots: int = 1 << 22) -> None:
         if tables < 2 or row_slots < 1 or row_slots & (row_slots - 1):
@@ -95,6 +100,8 @@ class Ledger:
         self.words[FORMAT] = LEDGER_FORMAT
         self._slots: dict[int, int] = {}
         self._wildcards: dict[tuple[int, Columns], int] = {}
+        self._tags: dict[int, bytes] = {}
+        self._sets: dict[bytes, int] = {}
         self._next = _FIRST_TABLE
 
     def __contains__(self, oid: int) -> bool:
@@ -104,14 +111,14 @@ class Ledger:
         """The slot of a relation, made with the value ``initial`` when there was none."""
         slot = self._slots.get(oid)
         if slot is None:
-            slot = self._slots[oid] = self._dense(initial)
+            slot = self._slots[oid] = self._dense(initial, _TABLE + oid.to_bytes(8, "little"))
         return slot
 
     def wildcard_of(self, oid: int, columns: Columns, initial: int) -> int:
         """The slot of *any row* of a column set, made with the value ``initial`` when there was none."""
         slot = self._wildcards.get((oid, columns))
         if slot is None:
-            slot = self._wildcards[oid, columns] = self._dense(initial)
+            slot = self._wildcards[oid, columns] = self._dense(initial, _WILDCARD + tag_prefix(oid, columns))
         return slot
 
     def row_slot(self, oid: int, columns: Columns, values: tuple[bytes, ...]) -> int:
@@ -123,10 +130,43 @@ class Ledger:
         fields = b"".join([len(value).to_bytes(4, "little") + value for value in values])
         return self.rows_at + (xxh3_64_intdigest(prefix + fields, seed=LEDGER_FORMAT) & self._mask)
 
-    def _dense(self, initial: int) -> int:
+    def tags_of(self, slots: Sequence[int]) -> tuple[bytes, ...] | None:
+        """What these slots stand for, as ``slots_for`` reads it; None when one of them stands for several things."""
+        tags = []
+        for slot in slots:
+            tag = self._tags.get(slot) if slot < self.rows_at else _ROW + (slot - self.rows_at).to_bytes(8, "little")
+            if tag is None:
+                return None
+            tags.append(tag)
+        return tuple(tags)
+
+    def slots_for(self, tags: Sequence[bytes], slot_of: Callable[[int], int]) -> tuple[int, ...] | None:
+        """The slots of what ``tags_of`` of some ledger wrote; None when a column set is not registered here.
+
+        ``slot_of`` makes the slots of relations that have none. Tags come from outside: what is none gives None too.
+        """
+        slots = []
+        for tag in tags:
+            kind, rest = tag[:1], tag[1:]
+            slot: int | None = None
+            if kind == _TABLE and len(rest) == 8:
+                slot = slot_of(int.from_bytes(rest, "little"))
+            elif kind == _ROW and len(rest) == 8 and (at := int.from_bytes(rest, "little")) <= self._mask:
+                slot = self.rows_at + at
+            elif kind == _WILDCARD:
+                slot = self._sets.get(rest)
+            if slot is None:
+                return None
+            slots.append(slot)
+        return tuple(slots)
+
+    def _dense(self, initial: int, tag: bytes) -> int:
         slot = min(self._next, self._overflow)
         if self._next < self._overflow:
             self._next += 1
+            self._tags[slot] = tag
+            if tag[:1] == _WILDCARD:
+                self._sets[tag[1:]] = slot
         self.words[slot] = max(self.words[slot], initial)
         return slot
 
@@ -136,9 +176,11 @@ class Ledger:
             self.words[slot] = lsn
 
     def touch(self, oid: int, lsn: int) -> None:
-        """``bump`` by relation; a relation without a slot has no entry that could care."""
+        """``bump`` by relation. One without a slot gets it: an entry of another process may care, now or later."""
         slot = self._slots.get(oid)
-        if slot is not None and lsn > self.words[slot]:
+        if slot is None:
+            self.slot_of(oid, lsn)
+        elif lsn > self.words[slot]:
             self.words[slot] = lsn
 
     def admit(self, oids: frozenset[int], lsn: int) -> None:
