@@ -8,8 +8,9 @@ import pytest
 
 from distribcache.clock import CoarseClock, now_ns
 from distribcache.coherence.ledger import EPOCH, FLOORS, FRESH_AT, SCHEMA, W
+from distribcache.coherence.validity import valid
 from distribcache.entry import TOUCHED, Entry, make_entry
-from distribcache.proxy.hit import AS_UPSTREAM, FINISHED, GONE, Hot, serve, valid
+from distribcache.proxy.hit import AS_UPSTREAM, FINISHED, GONE, Hot, serve
 from distribcache.wire.messages import FLUSH, SYNC, bind, close, describe, execute, parse, query
 
 SLOT, OTHER = 200, 201

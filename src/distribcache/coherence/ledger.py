@@ -18,9 +18,8 @@ Rules:
 6. A row tag (relation, column set, values) is hashed into the row slots: dense slots are never hit by chance (coherence
    trap 17). The hash is fixed: whoever changes it changes ``LEDGER_FORMAT``, which seeds it. Two row tags that share a
    slot only cost misses. Each column set has a dense *wildcard* beside it, for changes whose values are not known.
-
-7. Indices mean something to this ledger alone. What an entry depends on is told to others as *tags*: a relation, a column
-   set, or the number of a row slot, which is the same wherever the format is.
+7. Indices mean something to this ledger alone. What an entry depends on is told to others as *tags*: a relation, a
+   column set, or the number of a row slot, which is the same wherever the format is.
 
 Layout: ``FORMAT EPOCH W V FRESH_AT``, one floor word per worker, the schema slot, dense slots for relations and
 wildcards, then, from a page's beginning on, the row slots. Memory comes from the system as zeroes that take no room

@@ -20,10 +20,11 @@ from collections.abc import Callable
 from struct import Struct
 
 from distribcache.clock import CoarseClock, now_ns
-from distribcache.coherence.ledger import EPOCH, FLOORS, FRESH_AT, SCHEMA, W
+from distribcache.coherence.ledger import EPOCH, FLOORS, FRESH_AT, SCHEMA
+from distribcache.coherence.validity import valid
 from distribcache.entry import Entry
 
-__all__ = ["AS_UPSTREAM", "FINISHED", "GONE", "Hot", "serve", "valid"]
+__all__ = ["AS_UPSTREAM", "FINISHED", "GONE", "Hot", "serve"]
 
 _length = Struct("!I").unpack_from
 _QUERY, _PARSE, _BIND, _DESCRIBE, _EXECUTE, _SYNC = b"QPBDES"
@@ -101,17 +102,6 @@ class Hot:
         self.last: Entry | None = None
         self.age_ns: int = 0
         self.oldest_ns: int = 0
-
-
-def valid(entry: Entry, words: memoryview, now: float) -> bool:
-    """R1 and the entry's own end: is this entry still what the database would answer?"""
-    fill = entry[1]
-    if entry[4] != words[EPOCH] or entry[5] < now or words[SCHEMA] > entry[2] or fill > words[W]:
-        return False
-    for slot in entry[3]:
-        if words[slot] > fill:
-            return False
-    return True
 
 
 def serve(data: bytes, pos: int, hot: Hot) -> int:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Final, Literal
 from distribcache.catalog.statement import Analysis
 from distribcache.clock import now_ns
 from distribcache.coherence.ledger import FLOORS, FRESH_AT, W
+from distribcache.coherence.validity import valid
 from distribcache.entry import AT_NS, COST_NS, FILL, Entry
 from distribcache.proxy.fill import Fill
-from distribcache.proxy.hit import valid
 from distribcache.proxy.node import Outcome
 from distribcache.proxy.tags import UNBOUND, Bound, slots_of
 from distribcache.sql.cacheability import Kind, Parsed, Statement
