@@ -32,6 +32,7 @@ Where the rules leave room, this is the choice:
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable
 
@@ -80,12 +81,14 @@ class Coverage:
     def end(self) -> None:
         """Coverage has, or may have, a hole: nothing of the present epoch is served again."""
         self.epoch = next_epoch()
+        self.nonce = os.urandom(16)
         self.ledger.renew(self.epoch)
         self.running = False
         self.serving = False
         self.received = 0
         self.target = 0
         self.lost_at = 0
+        self.confirmed = 0
         self.reached_at = 0
         self.highest_insert = 0
         self.full_at = 0
@@ -192,12 +195,16 @@ class Coverage:
         return self.running and (self.alarms.ready(self.visibility) or bool(self.settle_at and now >= self.settle_at))
 
     def reread(
-        self, view: CatalogueView, *, mark: int, began_at: int, insert: int, settled: bool = False, own: int = 0
-    ) -> None:
+        self, view: CatalogueView, *, mark: int, began_at: int, insert: int, settled: bool = False, own: int = 0,
+        began_lsn: int = 0,
+    ) -> None:  # fmt: skip
         """A re-read is complete; ``insert`` was asked after its snapshot, ``mark`` read before its first question.
 
         ``settled``: whatever it saw has also reached the server's own caches. ``own``: the alarm that it raised itself.
+        ``began_lsn``: V before its first question; what was known of the catalogue and is not outdated by this look
+        was still so there.
         """
+        self.confirmed = max(self.confirmed, began_lsn)
         settling = bool(self.settle_at and began_at >= self.settle_at)
         changed = view.fingerprint != self.fingerprint
         answered = self.alarms.answer(view.snapshot, mark, own)

@@ -26,6 +26,7 @@ from distribcache.clock import now_ns
 from distribcache.coherence.catalogue import Look
 from distribcache.coherence.coverage import Coverage
 from distribcache.coherence.decoding import LEAVE_LOCK, Commit
+from distribcache.coherence.ledger import V
 from distribcache.coherence.link import Link
 from distribcache.coherence.options import Options
 from distribcache.coherence.probe import Answer, Probe
@@ -379,6 +380,7 @@ class Following:
         """Look at all of the catalogue, and tell the ledger what follows from it (R6)."""
         coverage, began = self.coverage, now_ns()
         mark = coverage.alarms.mark
+        began_lsn = coverage.ledger.words[V]
         settling = bool(coverage.settle_at and began >= coverage.settle_at)
         own = 0
 
@@ -404,7 +406,10 @@ class Following:
         took = now_ns() - began
         self.counters.reread_ns += took
         self._reread_after = now_ns() + min(_REREAD_SHARE * took, _REREAD_MOST_NS)
-        coverage.reread(view, mark=mark, began_at=began, insert=insert, settled=settled, own=own)
+        coverage.reread(
+            view, mark=mark, began_at=began, insert=insert, settled=settled, own=own,
+            began_lsn=began_lsn,
+        )
         coverage.publish()
         if coverage.applied < coverage.target:
             self._nudge(flush=True)

@@ -103,6 +103,11 @@ class Ledger:
         self._sets: dict[bytes, int] = {}
         self._next = _FIRST_TABLE
 
+    @property
+    def row_slots(self) -> int:
+        """How many slots row tags share: a part of the format."""
+        return self._mask + 1
+
     def __contains__(self, oid: int) -> bool:
         return oid in self._slots
 

@@ -19,6 +19,7 @@ from psycopg.conninfo import make_conninfo
 
 from distribcache.clock import now_ns
 from distribcache.coherence.coverage import Coverage
+from distribcache.coherence.epoch import digest, server_epoch
 from distribcache.coherence.following import Following
 from distribcache.coherence.freshness import Freshness, Watched
 from distribcache.coherence.ledger import FLOORS, FRESH_AT, Columns, Ledger, V, W
@@ -133,6 +134,30 @@ class DatabaseCoherence:
     def schema_lsn(self) -> int:
         """An analysis older than this is outdated."""
         return self.coverage.schema_lsn
+
+    def confirmed(self) -> int:
+        """A position at which every analysis that is not outdated was looked at again and still held.
+
+        It dates what is given to other nodes: they may have seen a change of the catalogue that this one has yet to.
+        """
+        return self.coverage.confirmed
+
+    def shared_epoch(self) -> bytes:
+        """The server's epoch (R8), under which positions mean the same to every node; empty when there is none."""
+        return b"" if self.identity is None else server_epoch(self.identity, self.ledger)
+
+    def own_epoch(self) -> bytes:
+        """The server's epoch and this coverage's nonce; empty when there is none."""
+        shared = self.shared_epoch()
+        return shared and digest(shared, self.coverage.nonce)
+
+    def tags_of(self, slots: Sequence[int]) -> tuple[bytes, ...] | None:
+        """What slots stand for, in the words of all ledgers; None when that cannot be said."""
+        return self.ledger.tags_of(slots)
+
+    def slots_for(self, tags: Sequence[bytes]) -> tuple[int, ...] | None:
+        """The slots of tags that some ledger wrote; None when they are not all followed here."""
+        return self.ledger.slots_for(tags, self.slot_of)
 
     def slot_of(self, oid: int) -> int:
         """The ledger slot of a relation."""

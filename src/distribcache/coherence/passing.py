@@ -50,6 +50,22 @@ class PassThrough:
     def schema_lsn(self) -> int:
         return 0
 
+    def confirmed(self) -> int:
+        return 0
+
+    def shared_epoch(self) -> bytes:
+        """None: positions of the log are not known here."""
+        return b""
+
+    def own_epoch(self) -> bytes:
+        return b""
+
+    def tags_of(self, slots: Sequence[int]) -> tuple[bytes, ...] | None:
+        return None
+
+    def slots_for(self, tags: Sequence[bytes]) -> tuple[int, ...] | None:
+        return None
+
     def slot_of(self, oid: int) -> int:
         return self.ledger.slot_of(oid, 0)
 

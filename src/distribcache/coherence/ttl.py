@@ -83,6 +83,22 @@ class TtlOnly:
         """Analyses older than the last look are made again, so what was not there once may be found later."""
         return self._look
 
+    def confirmed(self) -> int:
+        return 0
+
+    def shared_epoch(self) -> bytes:
+        """None: positions of the log are not known here."""
+        return b""
+
+    def own_epoch(self) -> bytes:
+        return b""
+
+    def tags_of(self, slots: Sequence[int]) -> tuple[bytes, ...] | None:
+        return None
+
+    def slots_for(self, tags: Sequence[bytes]) -> tuple[int, ...] | None:
+        return None
+
     def slot_of(self, oid: int) -> int:
         return self.ledger.slot_of(oid, 0)
 
