@@ -21,7 +21,7 @@ from distribcache.coherence.tuples import Change
 from distribcache.coherence.watching import Plan
 from distribcache.proxy import lookup
 from distribcache.proxy.standing import Standing
-from distribcache.proxy.tags import slots_of
+from distribcache.coherence.tags import slots_of
 from distribcache.sql import rowvalues
 from distribcache.sql.predicates import _Reading
 from distribcache.sql.rowvalues import Family

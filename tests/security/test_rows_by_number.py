@@ -25,7 +25,7 @@ from wait import until
 
 import distribcache
 from distribcache.proxy import standing
-from distribcache.proxy.effects import NEUTRAL
+from distribcache.sql.effects import NEUTRAL
 from distribcache.wire import facts
 
 # ---- rows 1, 3 and 4: roles -----------------------------------------------------------------------------------------

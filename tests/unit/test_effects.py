@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from distribcache.proxy.effects import NEUTRAL, UNKNOWN, Effects, effects
+from distribcache.sql.effects import NEUTRAL, UNKNOWN, Effects, effects
 from distribcache.sql.cacheability import Kind, Parsed, Statement
 from distribcache.sql.parse import read
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from distribcache.coherence.ledger import SCHEMA
 from distribcache.entry import PAYLOAD, Entry
 from distribcache.proxy.answer import Table, describe_rows, rows
-from distribcache.proxy.effects import CONTROL
+from distribcache.sql.effects import CONTROL
 from distribcache.proxy.group import Message, Run, parse_message, read_values
 from distribcache.proxy.hit import AS_UPSTREAM, FINISHED, GONE
 from distribcache.proxy.lookup import WAIT, Considered, Wait, consider, find, only, serve_entry

@@ -13,7 +13,7 @@ from distribcache.coherence.validity import valid
 from distribcache.entry import AT_NS, COST_NS, FILL, Entry
 from distribcache.proxy.fill import Fill
 from distribcache.proxy.node import Outcome
-from distribcache.proxy.tags import UNBOUND, Bound, slots_of
+from distribcache.coherence.tags import UNBOUND, Bound, slots_of
 from distribcache.sql.cacheability import Kind, Parsed, Statement
 
 if TYPE_CHECKING:

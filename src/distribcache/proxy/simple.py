@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from distribcache.proxy.answer import READY, describe_rows, rows
-from distribcache.proxy.effects import CONTROL, UNKNOWN
+from distribcache.sql.effects import CONTROL, UNKNOWN
 from distribcache.proxy.lookup import WAIT, consider, find, is_ping, miss, only, serve_entry, start_fill
 from distribcache.proxy.node import Outcome
 from distribcache.proxy.replies import Op

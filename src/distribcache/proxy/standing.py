@@ -21,7 +21,7 @@ from distribcache.clock import now_ns
 from distribcache.coherence.ledger import EPOCH, SCHEMA
 from distribcache.entry import WORKLOAD, Entry, make_entry
 from distribcache.proxy.answer import READY
-from distribcache.proxy.effects import UNKNOWN, Effects, effects
+from distribcache.sql.effects import UNKNOWN, Effects, effects
 from distribcache.proxy.fill import Budget, Fill
 from distribcache.proxy.hit import AS_UPSTREAM, GONE, Hot
 from distribcache.proxy.node import Database, Node, Outcome
