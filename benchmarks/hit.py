@@ -36,7 +36,7 @@ def main() -> None:
     words = memoryview(bytearray(8 * 4096)).cast("Q")
     entries: dict[tuple[int, bytes], object] = {}
     hot = Hot(entries, None, CoarseClock(1.0), lambda data: None)  # type: ignore[arg-type]
-    hot.words = words
+    hot.words = hot.head = words
     hot.ident = 1
     hot.epoch = words[EPOCH] = 1
     hot.schema = words[SCHEMA] = 0

@@ -58,7 +58,8 @@ class Known:
     identity = SimpleNamespace(system_identifier="0", postmaster_start="0")
 
     def __init__(self) -> None:
-        self.words = Ledger(64).words
+        self.words = self.head = Ledger(64).words
+        self.floors = self.alarmed = None
         self.words[EPOCH], self.words[W], self.words[V], self.words[SCHEMA] = 1, 100, 100, 1
         self.words[FRESH_AT] = NEVER
         self.epoch_listeners: list[Callable[[int], None]] = []

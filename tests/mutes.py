@@ -22,9 +22,9 @@ from distribcache.coherence.live import DatabaseCoherence
 from distribcache.coherence.reader import Reader
 from distribcache.coherence.visibility import Visibility
 from distribcache.proxy import hit, lookup
-from distribcache.sql.effects import Effects
 from distribcache.proxy.scope import Idents
 from distribcache.proxy.standing import Standing
+from distribcache.sql.effects import Effects
 from distribcache.sql.settings import KEYED
 
 __all__ = ["MUTES"]
@@ -40,7 +40,7 @@ _CONTENT = 10
 def validity(put: Set) -> None:
     """R1: an entry is valid whatever the ledger says."""
     for module in (hit, lookup):
-        put(module, "valid", lambda entry, words, now: True)
+        put(module, "valid", lambda entry, words, now, head=None: True)
 
 
 def late(put: Set) -> None:

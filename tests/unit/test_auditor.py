@@ -31,8 +31,9 @@ class Scene:
 
     def served(self, *, age_ms: int = 3, floor_ms: int = 0, ttl: bool = False) -> Served:
         return Served.now(
-            self.entry, self.words, at_ns=5003 * MS, age_ns=age_ms * MS, bound_ns=BOUND, floor_ns=floor_ms * MS, ttl=ttl
-        )
+            self.entry, self.words, self.words, at_ns=5003 * MS, age_ns=age_ms * MS, bound_ns=BOUND,
+            floor_ns=floor_ms * MS, ttl=ttl,
+        )  # fmt: skip
 
     def commit(self, lsn: int) -> None:
         self.ledger.bump(self.slot, lsn)

@@ -92,12 +92,13 @@ class Served:
 
     @classmethod
     def now(
-        cls, entry: Entry, words: memoryview, *, at_ns: int, age_ns: int, bound_ns: int, floor_ns: int, ttl: bool
-    ) -> Served:
+        cls, entry: Entry, words: memoryview, head: memoryview, *, at_ns: int, age_ns: int, bound_ns: int,
+        floor_ns: int, ttl: bool,
+    ) -> Served:  # fmt: skip
         """Facts of this moment: to be called before anything else can move the ledger."""
         return cls(
-            entry, at_ns, age_ns, bound_ns, words[FRESH_AT], floor_ns, words[W], words[SCHEMA],
-            _dead(entry, words) or ended_at(entry, words), ttl,
+            entry, at_ns, age_ns, bound_ns, head[FRESH_AT], floor_ns, head[W], words[SCHEMA],
+            _dead(entry, words, head) or ended_at(entry, words), ttl,
         )  # fmt: skip
 
 
@@ -113,9 +114,9 @@ def ended_at(entry: Entry, words: memoryview) -> int:
     return min(ends, default=0)
 
 
-def _dead(entry: Entry, words: memoryview) -> int:
+def _dead(entry: Entry, words: memoryview, head: memoryview) -> int:
     """Of another epoch, or of a time of which the ledger cannot speak yet."""
-    return NEVER if words[EPOCH] != entry[ENTRY_EPOCH] or entry[FILL] > words[W] else 0
+    return NEVER if words[EPOCH] != entry[ENTRY_EPOCH] or entry[FILL] > head[W] else 0
 
 
 def judge(served: Served, words: memoryview) -> Finding | None:

@@ -32,6 +32,9 @@ class Coherence(Protocol):
     name: str
     ledger: Ledger
     words: memoryview
+    head: memoryview
+    floors: memoryview | None
+    alarmed: memoryview | None
     counters: Freshness
     max_staleness_ns: int
     identity: ServerIdentity | None

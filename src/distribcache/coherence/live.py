@@ -47,7 +47,9 @@ class DatabaseCoherence:
         self.name = name
         self.options = options or Options()
         self.ledger = Ledger(self.options.tables)
-        self.words = self.ledger.words
+        self.words = self.head = self.ledger.words
+        self.floors: memoryview | None = None
+        self.alarmed: memoryview | None = None
         self.counters = Freshness()
         self.max_staleness_ns = int(self.options.max_staleness_s * 1e9)
         self.identity: ServerIdentity | None = None

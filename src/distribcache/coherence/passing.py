@@ -24,7 +24,9 @@ class PassThrough:
     def __init__(self, name: str, reason: str) -> None:
         self.name = name
         self.ledger = Ledger(2, 1)
-        self.words = self.ledger.words
+        self.words = self.head = self.ledger.words
+        self.floors: memoryview | None = None
+        self.alarmed: memoryview | None = None
         self.counters = Freshness(epoch_changes=0)
         self.max_staleness_ns = 0
         self.identity: ServerIdentity | None = None

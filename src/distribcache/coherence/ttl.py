@@ -40,7 +40,9 @@ class TtlOnly:
         self.name = name
         self.options = options or Options()
         self.ledger = Ledger(self.options.tables, 1)
-        self.words = self.ledger.words
+        self.words = self.head = self.ledger.words
+        self.floors: memoryview | None = None
+        self.alarmed: memoryview | None = None
         self.counters = Freshness(epoch_changes=0)
         self.max_staleness_ns = NEVER
         self.identity: ServerIdentity | None = None

@@ -1,5 +1,9 @@
 """Coherence rule R1: is an entry still what the database would answer? One question for all tiers.
 
+``head`` is where W stands: in the ledger itself, or, in a worker, in words of its own that move only when it is told
+so. The epoch comes last: in a ledger that is shared, slots of the old epoch may be cleared while they are being looked
+at, but only behind the store of the new one.
+
 Plainly typed so that mypyc compiles it with the hit path, which asks it for every hit.
 """
 
@@ -11,12 +15,13 @@ from distribcache.entry import Entry
 __all__ = ["valid"]
 
 
-def valid(entry: Entry, words: memoryview, now: float) -> bool:
+def valid(entry: Entry, words: memoryview, now: float, head: memoryview | None = None) -> bool:
     """R1 and the entry's own end: is this entry still what the database would answer?"""
     fill = entry[1]
-    if entry[4] != words[EPOCH] or entry[5] < now or words[SCHEMA] > entry[2] or fill > words[W]:
+    if entry[5] < now or words[SCHEMA] > entry[2] or fill > (words if head is None else head)[W]:
         return False
-    for slot in entry[3]:  # noqa: SIM110 - a generator would cost as much again
+    for slot in entry[3]:
         if words[slot] > fill:
             return False
-    return True
+    same: bool = entry[4] == words[EPOCH]
+    return same

@@ -26,7 +26,7 @@ from xxhash import xxh3_64_hexdigest
 
 from distribcache.clock import now_ns
 from distribcache.coherence.auditor import Cause, Finding, Sampler, Served, Tally, Verdict, judge
-from distribcache.coherence.ledger import FLOORS, W
+from distribcache.coherence.ledger import W
 from distribcache.coherence.lsn import format_lsn
 from distribcache.entry import COST_NS, FILL, PAYLOAD, TABLES, Entry
 from distribcache.proxy.campaign import Campaign
@@ -193,9 +193,9 @@ class Audits:
                 campaign.skipped += 1
             return None
         hot = s.hot
-        floor = 0 if hot.eventual else max(hot.words[FLOORS], hot.notified)
+        floor = s.floor()
         served = Served.now(
-            entry, hot.words, at_ns=now_ns(), age_ns=hot.age_ns, bound_ns=s.staleness_of(entry),
+            entry, hot.words, hot.head, at_ns=now_ns(), age_ns=hot.age_ns, bound_ns=s.staleness_of(entry),
             floor_ns=max(floor, s.arrival) if s.strict else floor, ttl=s.coherence.mode == "ttl",
         )  # fmt: skip
         return Hit(key, served, name, sql, oids, bound, limit, campaign)
@@ -269,7 +269,7 @@ class Audits:
 
     async def _judge(self, coherence: Coherence, l1: HotCache, hit: Hit, answered_at: int, *, determined: bool) -> None:
         """The verdict on an answer that differs from a later one; see ``coherence.auditor``."""
-        served, words = hit.served, coherence.words
+        served, words, head = hit.served, coherence.words, coherence.head
         finding: Finding | None = Finding(Verdict.UNDECIDED, Cause.NOT_FRESH, served.age_ns)
         if await coherence.wait_fresh(answered_at, _PATIENCE_S):
             finding = judge(served, words)
@@ -287,7 +287,7 @@ class Audits:
             l1.discard(hit.key)
         self._found(hit, finding)
         if finding.verdict is Verdict.STALE:
-            self._accuse(hit, finding, words[W])
+            self._accuse(hit, finding, head[W])
 
     def _found(self, hit: Hit, finding: Finding) -> None:
         self.tally.add(finding)

@@ -47,6 +47,8 @@ class Hot:
         "entries",
         "epoch",
         "eventual",
+        "floors",
+        "head",
         "hits",
         "ident",
         "in_txn",
@@ -79,6 +81,11 @@ class Hot:
         self.clock = clock
         self.write = write
         self.words: memoryview = memoryview(bytearray(8 * 256)).cast("Q")
+        """Slots, schema, epoch and the first floor: the ledger."""
+        self.head: memoryview = self.words
+        """W, V and ``fresh_at``: the ledger's own, or, in a worker, as far as it was told."""
+        self.floors: memoryview | None = None
+        """The floors of all workers that count for this session; None where there is one process."""
         self.names: dict[bytes, tuple[int, int]] = {}
         """Statement name → (identity, value of the schema slot when upstream last accepted it)."""
         self.epoch: int = 0
@@ -110,11 +117,15 @@ def serve(data: bytes, pos: int, hot: Hot) -> int:
     if not ident:
         return pos
     words = hot.words
+    head = hot.head
     now = now_ns()
-    fresh_at: int = words[FRESH_AT]
+    fresh_at: int = head[FRESH_AT]
     if fresh_at < now - hot.max_staleness or (
         not hot.eventual and (fresh_at < words[FLOORS] or fresh_at < hot.notified)
     ):
+        return pos
+    floors = hot.floors
+    if floors is not None and fresh_at < max(floors):
         return pos
     if words[EPOCH] != hot.epoch or words[SCHEMA] != hot.schema:
         return pos
@@ -155,7 +166,7 @@ def serve(data: bytes, pos: int, hot: Hot) -> int:
         else:
             break
         entry = entries.get(key)
-        if entry is None or not valid(entry, words, hot.clock.now):
+        if entry is None or not valid(entry, words, hot.clock.now, head):
             break
         touch = hot.touch
         if touch is None:

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from distribcache.catalog.statement import Analysis
 from distribcache.clock import now_ns
-from distribcache.coherence.ledger import FLOORS, FRESH_AT, W
+from distribcache.coherence.ledger import FRESH_AT, W
+from distribcache.coherence.tags import UNBOUND, Bound, slots_of
 from distribcache.coherence.validity import valid
 from distribcache.entry import AT_NS, COST_NS, FILL, Entry
 from distribcache.proxy.fill import Fill
 from distribcache.proxy.node import Outcome
-from distribcache.coherence.tags import UNBOUND, Bound, slots_of
 from distribcache.sql.cacheability import Kind, Parsed, Statement
+from distribcache.store import Place
 
 if TYPE_CHECKING:
     from distribcache.proxy.session import Session
@@ -88,32 +89,65 @@ def consider(s: Session, sql: bytes, parsed: Parsed) -> Considered | Wait:
     return analysis, Outcome(tables=tables, workload=workload)
 
 
-def find(s: Session, key: Key) -> Entry | Wait | None:
-    """A valid and fresh enough entry (coherence rules R4, then R1), or None, or WAIT for freshness."""
+def find(s: Session, key: Key, analysis: Analysis) -> Entry | Wait | None:
+    """A valid and fresh enough entry (coherence rules R4, then R1), or None, or WAIT for freshness or for L3."""
     hot = s.hot
     entry = hot.entries.get(key)
     if entry is None:
-        return None
+        risen = _rise(s, key, analysis)
+        if not isinstance(risen, tuple):
+            return risen
+        entry = risen
     words = hot.words
-    if not valid(entry, words, hot.clock.now):
-        if entry[FILL] <= words[W]:
-            s.node.l1.discard(key)
-        return None
+    head = hot.head
+    if not valid(entry, words, hot.clock.now, head):
+        if entry[FILL] > head[W]:
+            return None
+        s.node.l1.discard(key)
+        risen = _rise(s, key, analysis)  # another node may have asked since
+        if not isinstance(risen, tuple):
+            return risen
+        entry = risen
     now = now_ns()
     if s.careful and s.coherence.mode == "ttl":  # no floor is ever missed there
         young = not s.strict and now - (entry[AT_NS] - entry[COST_NS]) <= s.staleness_of(entry)
         return entry if young else None
     floor = now - s.staleness_of(entry)
-    if not hot.eventual:
-        floor = max(floor, words[FLOORS], hot.notified)
+    floor = max(floor, s.floor())
     if s.strict:
         floor = max(floor, s.arrival)
-    if words[FRESH_AT] >= floor:
+    if head[FRESH_AT] >= floor:
         return entry
     if "fresh" not in s.tried:
         s.wait("fresh", s.coherence.wait_fresh(floor, s.node.settings.freshness.hit_wait))
         return WAIT
     return None
+
+
+def place_of(s: Session, key: Key, analysis: Analysis) -> Place | None:
+    """Where the answer is kept below L1, if it is."""
+    store, scope = s.node.store, s.scope
+    if scope is None or not store.stack:
+        return None
+    workload = scope.workload or analysis.workload
+    identity = s.node.idents.digest(key[0])
+    return store.place(s.coherence, identity, key[1], workload=workload.value, ttl=s.node.ttl(workload))
+
+
+def _rise(s: Session, key: Key, analysis: Analysis) -> Entry | Wait | None:
+    """The answer from a tier below, or WAIT for L3; each is asked once per unit."""
+    store = s.node.store
+    if not store.stack or key in s.node.flights or ("far", key) in s.tried:
+        return None
+    place = place_of(s, key, analysis)
+    if place is None:
+        return None
+    entry = store.rise_near(key, place, s.coherence)
+    if entry is None and place.far:
+        s.tried.add(("far", key))
+        s.wait("far", store.rise_far(key, place, s.coherence))
+        return WAIT
+    return entry
 
 
 def serve_entry(s: Session, key: Key, entry: Entry, asked: bytes) -> bytes:
@@ -127,7 +161,8 @@ def serve_entry(s: Session, key: Key, entry: Entry, asked: bytes) -> bytes:
     s.txn.read = s.txn.read or s.txn.local
     hot.saved_ns += entry[7]
     hot.last = entry
-    hot.age_ns = now_ns() - hot.words[FRESH_AT]
+    s.risen = s.node.store.came_from(key), hot.hits
+    hot.age_ns = now_ns() - hot.head[FRESH_AT]
     hot.oldest_ns = max(hot.oldest_ns, hot.age_ns)
     if s.armed:
         s.node.audits.answered(s, key, entry, asked)
@@ -169,6 +204,7 @@ def start_fill(
         cap=s.node.settings.l1.max_entry,
         budget=s.budget,
     )
+    fill.place = place_of(s, key, analysis)
     if alone:
         fill.leads = flights.lead(key)
     return fill

@@ -20,8 +20,7 @@ from distribcache.catalog.facts import BUILTIN
 from distribcache.clock import now_ns
 from distribcache.coherence.ledger import EPOCH, SCHEMA
 from distribcache.entry import WORKLOAD, Entry, make_entry
-from distribcache.proxy.answer import READY
-from distribcache.sql.effects import UNKNOWN, Effects, effects
+from distribcache.proxy.answer import READY, rows_in
 from distribcache.proxy.fill import Budget, Fill
 from distribcache.proxy.hit import AS_UPSTREAM, GONE, Hot
 from distribcache.proxy.node import Database, Node, Outcome
@@ -31,6 +30,7 @@ from distribcache.proxy.scope import Scope
 from distribcache.proxy.transaction import Transaction
 from distribcache.query import Consistency
 from distribcache.sql.cacheability import Kind, Parsed
+from distribcache.sql.effects import UNKNOWN, Effects, effects
 
 if TYPE_CHECKING:
     from distribcache.proxy.audits import Hit
@@ -49,7 +49,7 @@ class Standing:
         self.database = database
         self.coherence = database.coherence
         self.hot = Hot(node.l1.entries, node.l1.touch, node.clock, write)
-        self.hot.words = self.coherence.words
+        self.find_ledger()
         self.replies = Replies(self._on_ready, self._on_parameter, self._on_notification)
         self.replies.on_commit = self._on_commit
         self.txn = Transaction()
@@ -96,6 +96,19 @@ class Standing:
 
     # ---- what is known ----------------------------------------------------------------------------------------------
 
+    def find_ledger(self) -> None:
+        """Let the hit path look where the ledger is: in a worker, that may become another one."""
+        hot, coherence = self.hot, self.coherence
+        hot.words, hot.head = coherence.words, coherence.head
+        hot.floors = coherence.alarmed if hot.eventual else coherence.floors
+
+    def floor(self) -> int:
+        """The moment that a hit of this session has to be complete up to, apart from its bound on age (rule R4)."""
+        hot = self.hot
+        if hot.eventual:
+            return 0 if hot.floors is None else max(hot.floors)
+        return max(self.coherence.floor_ns, hot.notified)
+
     def parsed(self, sql: bytes) -> Parsed:
         """Facts of a text, memoised."""
         return self.database.analyst.parsed(sql)
@@ -130,6 +143,7 @@ class Standing:
         self.hot.max_staleness = min(self.max_staleness, self.node.tightest)
         consistency = scope.consistency or self.node.settings.freshness.consistency
         self.hot.eventual = consistency is Consistency.EVENTUAL
+        self.find_ledger()
         self.strict = consistency is Consistency.STRICT
         bounded = staleness is not None or bool(self.node.staleness)
         self.careful = self.strict or (self.coherence.mode == "ttl" and bounded)
@@ -318,8 +332,9 @@ class Standing:
             return
         now = now_ns()
         analysis = fill.analysis
+        payload = fill.payload()
         entry = make_entry(
-            fill.payload(),
+            payload,
             fill=fill.fill_lsn,
             analysis=min(analysis.analysis_lsn, fill.fill_lsn),
             slots=fill.slots,
@@ -330,7 +345,7 @@ class Standing:
             tables=",".join(analysis.tables),
             workload=analysis.workload.value,
         )
-        self.node.store(fill.key, entry)
+        self.node.keep(fill, entry, self.coherence, rows_in(payload) if fill.place else 0)
 
     def _on_parameter(self, message: bytes) -> None:
         self.opaque = True  # a reload may have changed more than what is reported
