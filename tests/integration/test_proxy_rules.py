@@ -16,9 +16,9 @@ from rawclient import RawClient
 from wait import until
 
 from distribcache.proxy import extended, forward, session, simple, standing
-from distribcache.sql.effects import NEUTRAL
 from distribcache.proxy.group import Message, Run, cut, parse_message
 from distribcache.proxy.replies import Op
+from distribcache.sql.effects import NEUTRAL
 from distribcache.wire.messages import FLUSH, SYNC, bind, execute, parse
 
 READ = "SELECT value FROM stock WHERE id = 1"

@@ -17,12 +17,13 @@ from wait import until
 from distribcache.coherence.database import Databases
 from distribcache.coherence.ledger import SCHEMA
 from distribcache.entry import TOUCHED, Entry
-from distribcache.proxy import effects, extended, forward, local, standing
+from distribcache.proxy import extended, forward, local, standing
 from distribcache.proxy.connection import Connection
 from distribcache.proxy.login import Login
 from distribcache.proxy.prepared import Prepared
 from distribcache.proxy.session import Session
 from distribcache.proxy.standing import Standing
+from distribcache.sql import effects
 from distribcache.wire.messages import FLUSH, PARSE_COMPLETE, SYNC, Front, bind, describe, execute, parse, query
 
 READ = b"SELECT value FROM stock WHERE id = 1"

@@ -17,11 +17,11 @@ from wait import until
 from distribcache.coherence.coverage import Coverage
 from distribcache.coherence.ledger import W
 from distribcache.coherence.lsn import normalise
+from distribcache.coherence.tags import slots_of
 from distribcache.coherence.tuples import Change
 from distribcache.coherence.watching import Plan
 from distribcache.proxy import lookup
 from distribcache.proxy.standing import Standing
-from distribcache.coherence.tags import slots_of
 from distribcache.sql import rowvalues
 from distribcache.sql.predicates import _Reading
 from distribcache.sql.rowvalues import Family

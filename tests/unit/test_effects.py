@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from distribcache.sql.effects import NEUTRAL, UNKNOWN, Effects, effects
 from distribcache.sql.cacheability import Kind, Parsed, Statement
+from distribcache.sql.effects import NEUTRAL, UNKNOWN, Effects, effects
 from distribcache.sql.parse import read
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from distribcache.coherence.ledger import SCHEMA
-from distribcache.sql.effects import CONTROL, NEUTRAL, UNKNOWN, Effects, effects
+from distribcache.coherence.tags import Bound
 from distribcache.proxy.fill import Fill
 from distribcache.proxy.group import Loose, Message, Run, parse_message, read_values
 from distribcache.proxy.hit import AS_UPSTREAM
@@ -17,8 +17,8 @@ from distribcache.proxy.node import Outcome
 from distribcache.proxy.prepared import Prepared
 from distribcache.proxy.replies import Op
 from distribcache.proxy.simple import begin_meaning
-from distribcache.coherence.tags import Bound
 from distribcache.sql.cacheability import Kind, Parsed, dangerous_parameter
+from distribcache.sql.effects import CONTROL, NEUTRAL, UNKNOWN, Effects, effects
 from distribcache.wire.messages import Back, Front, close
 
 if TYPE_CHECKING:

@@ -8,10 +8,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from distribcache.errors import ClientError
-from distribcache.sql.effects import UNKNOWN
 from distribcache.proxy.forward import resend
 from distribcache.proxy.node import Outcome
 from distribcache.proxy.replies import Op
+from distribcache.sql.effects import UNKNOWN
 from distribcache.wire.messages import Front
 
 if TYPE_CHECKING:
