@@ -144,7 +144,7 @@ def mute_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 def mute_validity(monkeypatch: pytest.MonkeyPatch) -> None:
     """R1: entries are served whatever the ledger says."""
     for module in (hit, lookup):
-        monkeypatch.setattr(module, "valid", lambda entry, words, now: True)
+        monkeypatch.setattr(module, "valid", lambda entry, words, now, head=None: True)
 
 
 def mute_invalidation(monkeypatch: pytest.MonkeyPatch) -> None:

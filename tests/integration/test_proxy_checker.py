@@ -176,7 +176,7 @@ def test_no_read_is_older_than_promised(world: Database, make_inner_proxy: MakeI
 def mute_validity(monkeypatch: pytest.MonkeyPatch) -> None:
     """R1: entries are served whatever the ledger says."""
     for module in (hit, lookup):
-        monkeypatch.setattr(module, "valid", lambda entry, words, now: True)
+        monkeypatch.setattr(module, "valid", lambda entry, words, now, head=None: True)
 
 
 def mute_own_writes(monkeypatch: pytest.MonkeyPatch) -> None:
