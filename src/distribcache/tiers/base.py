@@ -88,6 +88,8 @@ class TierStats:
     healthy_peers: int = 0
     reason: str = ""
     """Why the tier is off at the moment; empty when it is on."""
+    note: str = ""
+    """What people should know though it is on, such as fewer replicas than asked for."""
 
     @property
     def compression_ratio(self) -> float:

@@ -1,0 +1,104 @@
+"""A connection to one server that is kept up in the background.
+
+Rules:
+
+1. ``connection`` is there exactly while the server may be asked. Nobody ever waits for it to come: without it a
+   question is a miss at once.
+2. The breaker's trial is the connection itself: opening it logs in and asks one question (``connection.dial``). So no
+   request ever pays for a trial, and a server that hung starts again with an empty connection.
+3. A server that answered questions and then went away is tried again soon; one that fails again and again is left
+   alone for longer and longer, up to ten times ``pause``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+
+from distribcache.clock import now_ns
+from distribcache.config.units import Address
+from distribcache.tiers.breaker import Breaker
+from distribcache.tiers.connection import Access, Connection, UnusableError, dial
+
+__all__ = ["LONGEST_PAUSES", "UNTRIED", "Link"]
+
+UNTRIED = "not connected yet"
+LONGEST_PAUSES = 10
+_SOON = 0.1
+
+
+class Link:
+    """``deadline`` is that of a question; ``changed`` is called whenever ``connection`` came or went."""
+
+    def __init__(
+        self,
+        address: Address,
+        access: Access,
+        *,
+        deadline: float,
+        failures: int,
+        pause: float,
+        high_water: int,
+        changed: Callable[[], None],
+    ) -> None:
+        self.address = address
+        self.connection: Connection | None = None
+        self.reason = UNTRIED
+        """Why there is no connection."""
+        self.breaker = Breaker(failures, pause, pause * LONGEST_PAUSES)
+        self._pause = pause
+        self._access = access
+        self._deadline = deadline
+        self._high_water = high_water
+        self._changed = changed
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._keep())
+
+    async def stop(self) -> None:
+        """End the connection; what waits for it is lost."""
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+            self._task = None
+
+    async def _keep(self) -> None:
+        while True:
+            wait = await self._try()
+            await asyncio.sleep(wait)
+
+    async def _try(self) -> float:
+        """Connect and stay for as long as it lasts; how long to wait before the next time."""
+        self.breaker.try_again()
+        try:
+            connection = await dial(self.address, self._access, self._deadline, self.breaker, self._high_water)
+        except UnusableError as error:
+            self.breaker.lost()
+            self._say(str(error))
+            return self.breaker.rest()
+        self.breaker.close()
+        self.connection = connection
+        before = connection.answered
+        began = now_ns()
+        self.reason = ""
+        self._changed()
+        try:
+            await connection.ended
+        finally:
+            self.connection = None
+            connection.end("stopped")
+        self._say(connection.why)
+        if connection.answered > before and connection.why == "the connection was lost":
+            return min(_SOON, self._pause)
+        if now_ns() - began > self._pause * LONGEST_PAUSES * 1e9:
+            self.breaker.calm()
+        return self.breaker.rest()
+
+    def _say(self, reason: str) -> None:
+        changed = self.reason != reason
+        self.reason = reason
+        if changed:
+            self._changed()
