@@ -11,7 +11,10 @@ Messages never contain passwords, bound values or query text; a fingerprint stan
 from __future__ import annotations
 
 __all__ = [
-    "CacheError", "ClientError", "ConfigError", "DistribCacheError", "ProtocolError", "UpstreamError", "internal_error",
+    "CacheConnectionError", "CacheError", "ClientError", "CompressionError", "ConfigError", "ConfigurationError",
+    "DistribCacheError", "ExpiredError", "InvalidationError", "MissError", "NetworkError", "PeerNotFoundError",
+    "ProtocolError", "SerializationError", "StorageError", "TierUnavailableError", "TooLargeError", "UpstreamError",
+    "internal_error",
 ]  # fmt: skip
 
 
@@ -61,10 +64,74 @@ class CacheError(DistribCacheError):
     sqlstate = "58030"
 
 
+class MissError(CacheError):
+    """There is no such entry, and the caller asked for one (``get_or_raise``)."""
+
+    sqlstate = "02000"
+
+
+class ExpiredError(MissError):
+    """There was one, and its time was over."""
+
+
+class TooLargeError(CacheError):
+    """An entry is larger than its tier takes."""
+
+    sqlstate = "54000"
+
+    def __init__(self, size: int, maximum: int, *, where: str = "l1.max_entry") -> None:
+        super().__init__(
+            f"an entry of {size} bytes; at most {maximum} are taken", where=where,
+            hint=f"raise {where}, or keep less in one entry",
+        )
+        self.size = size
+        self.maximum = maximum
+
+
+class TierUnavailableError(CacheError):
+    """A tier is off, or cannot be reached."""
+
+    sqlstate = "57P03"
+
+
+class PeerNotFoundError(TierUnavailableError):
+    """No server of the distributed tier holds that part of the keys, or none of that name is known."""
+
+
+class StorageError(TierUnavailableError):
+    """The disk below L2 cannot be read or written."""
+
+
+class NetworkError(TierUnavailableError):
+    """The way to the servers of L3 is broken."""
+
+    sqlstate = "08006"
+
+
+class SerializationError(CacheError):
+    """A value that cannot be written as bytes and read back equal, or bytes that no entry was ever written as."""
+
+    sqlstate = "22000"
+
+
+class CompressionError(SerializationError):
+    """Stored bytes that do not unpack."""
+
+
+class InvalidationError(CacheError):
+    """What was to be invalidated cannot be found out."""
+
+    sqlstate = "42P01"
+
+
 class ProtocolError(DistribCacheError):
     """Bytes that are not the PostgreSQL protocol. The layer that reads them says whose they were (see rule 3)."""
 
     sqlstate = "08P01"
+
+
+ConfigurationError = ConfigError
+CacheConnectionError = UpstreamError
 
 
 def internal_error(error: BaseException) -> DistribCacheError:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import enum
+import os
+from dataclasses import dataclass
 
-__all__ = ["Consistency", "WorkloadType"]
+__all__ = ["Consistency", "QueryContext", "SessionId", "WorkloadType"]
 
 
 class WorkloadType(enum.Enum):
@@ -24,3 +26,30 @@ class Consistency(enum.Enum):
     EVENTUAL = "eventual"
     SESSION = "session"
     STRICT = "strict"
+
+
+class SessionId(str):
+    """Who asks, across queries: any text that the application knows its sessions by."""
+
+    __slots__ = ()
+
+    @classmethod
+    def new(cls) -> SessionId:
+        """One that nobody else has."""
+        return cls(os.urandom(8).hex())
+
+
+@dataclass(frozen=True, slots=True)
+class QueryContext:
+    """Under which circumstances a query is asked.
+
+    ``branch`` and ``as_of`` are part of the key: answers of one never serve another. ``workload_hint`` decides how long
+    an answer may live. ``timestamp`` is in seconds since the Unix epoch; None means now.
+    """
+
+    session: SessionId | None = None
+    workload_hint: WorkloadType | None = None
+    branch: str | None = None
+    as_of: str | None = None
+    is_prepared: bool = False
+    timestamp: float | None = None
