@@ -13,6 +13,7 @@ import asyncio
 from collections.abc import Callable
 
 from distribcache.catalog.statement import Analysis
+from distribcache.store import Place
 
 __all__ = ["Budget", "Fill", "Flights"]
 
@@ -43,6 +44,7 @@ class Fill:
         "key",
         "leads",
         "limited",
+        "place",
         "scope",
         "slots",
         "spoiled",
@@ -71,6 +73,8 @@ class Fill:
         """Others may wait for this fill."""
         self.limited = False
         """A suspended portal is part of the answer, because Sync ends it."""
+        self.place: Place | None = None
+        """Where the answer is kept below L1."""
         self.analysis = analysis
         self.slots = slots
         self.fill_lsn = fill_lsn

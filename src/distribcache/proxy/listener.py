@@ -39,6 +39,7 @@ class Listener:
 
     async def start(self) -> tuple[str, int]:
         """Listen; returns the address. Raises ConfigError when that is not possible."""
+        await self.node.store.stack.start()
         endpoint = self.node.settings.listen.endpoint
         loop = asyncio.get_running_loop()
         try:
@@ -74,6 +75,7 @@ class Listener:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(2):
                     await self._server.wait_closed()
+        await self.node.store.stack.stop()
 
     def admit(self, connection: Connection) -> DistribCacheError | None:
         """Count a new client; the refusal when there are too many."""
@@ -111,6 +113,7 @@ class Listener:
         node = self.node
         node.clock.tick()
         node.l1.expire(node.clock.now, _SWEEP)
+        node.store.settle()
         self._ticks += 1
         if not self._ticks % _LOOK:
             node.note_traffic()

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from distribcache.coherence.ledger import SCHEMA
 from distribcache.entry import PAYLOAD, Entry
 from distribcache.proxy.answer import Table, describe_rows, rows
-from distribcache.sql.effects import CONTROL
 from distribcache.proxy.group import Message, Run, parse_message, read_values
 from distribcache.proxy.hit import AS_UPSTREAM, FINISHED, GONE
 from distribcache.proxy.lookup import WAIT, Considered, Wait, consider, find, only, serve_entry
@@ -21,6 +20,7 @@ from distribcache.proxy.shows import own_table
 from distribcache.proxy.simple import deallocates_own, may_begin
 from distribcache.proxy.transaction import control
 from distribcache.sql.cacheability import Kind, Parsed, Statement
+from distribcache.sql.effects import CONTROL
 from distribcache.wire.messages import (
     BIND_COMPLETE,
     CLOSE_COMPLETE,
@@ -165,7 +165,7 @@ def _read(
     if run.parse is None and statement.proved != s.coherence.words[SCHEMA]:
         return False
     key = key_of(s, data, run, statement)
-    entry = find(s, key)
+    entry = find(s, key, analysis)
     if entry is WAIT:
         return WAIT
     if entry is None:
@@ -184,7 +184,7 @@ def key_of(s: Session, data: bytes, run: Run, statement: Prepared) -> tuple[int,
     scope = 0 if s.scope is None else s.scope.ident
     if run.parse is not None:
         return scope, data[run.start : run.end]
-    return s.node.idents.of((statement.sql, statement.oids, statement.scope, scope)), data[run.bind.tail : run.end]
+    return s.node.idents.prepared(statement.sql, statement.oids, statement.scope, scope), data[run.bind.tail : run.end]
 
 
 def answer_loose(s: Session, message: Message, state: State) -> bool | Wait:

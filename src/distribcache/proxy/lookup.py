@@ -188,9 +188,15 @@ def start_fill(
         s.tried.discard("fresh")
         s.wait("flight", _landed(flights.join(key), seconds))
         return WAIT
+    place = place_of(s, key, analysis)
+    if alone and place is not None and key not in flights and s.node.store.dear(key, place) and "lease" not in s.tried:
+        s.wait("lease", s.node.store.lead(key, place, s.coherence))
+        return WAIT
     slots = slots_of(s.coherence, analysis, sql, bound)
     point = s.coherence.fill_point()
     if point is None:
+        if place is not None:
+            s.node.store.landed(place)
         return None
     fill = Fill(
         key,
@@ -204,7 +210,7 @@ def start_fill(
         cap=s.node.settings.l1.max_entry,
         budget=s.budget,
     )
-    fill.place = place_of(s, key, analysis)
+    fill.place = place
     if alone:
         fill.leads = flights.lead(key)
     return fill

@@ -6,21 +6,24 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from distribcache.catalog.statement import Analyst
-from distribcache.clock import CoarseClock, now_ns
+from distribcache.clock import CoarseClock, now_ns, wall_time
 from distribcache.coherence.auditor import Verdict
 from distribcache.coherence.database import Coherence, Databases
 from distribcache.coherence.ledger import NEVER
 from distribcache.config import Settings
 from distribcache.entry import Entry
 from distribcache.proxy.audits import Audits
-from distribcache.proxy.fill import Flights
+from distribcache.proxy.fill import Fill, Flights
 from distribcache.proxy.scope import Idents
 from distribcache.query import WorkloadType
-from distribcache.tiers.base import Cause
+from distribcache.store import Store
+from distribcache.tiers.base import Cause, TierStats
 from distribcache.tiers.hot import HotCache
+from distribcache.tiers.stack import stack_of
 from distribcache.workload.classifier import classify
 
 if TYPE_CHECKING:
@@ -98,6 +101,10 @@ class Node:
         self.l1 = HotCache(
             capacity_bytes=settings.l1.size, max_entry_bytes=settings.l1.max_entry, policy=settings.l1.policy
         )
+        self.store = Store(
+            self.l1, stack_of(settings.l2, settings.l3, wall_time, log), self.clock,
+            lease_cost_ns=int(settings.l3.lease_cost * 1e9), patience_s=settings.cache.single_flight_wait,
+        )
         self.flights = Flights()
         self.idents = Idents()
         self.databases = databases
@@ -142,13 +149,26 @@ class Node:
         """Something of ours failed; the client's statement goes to PostgreSQL instead."""
         self.totals.failures[type(error).__name__] += 1
 
-    def store(self, key: tuple[int, bytes], entry: Entry) -> None:
+    def keep(self, fill: Fill, entry: Entry, coherence: Coherence, rows: int) -> None:
         """Keep an entry, or count why not."""
-        self.totals.fills["stored" if self.l1.put(key, entry) else "oversize"] += 1
+        kept = self.store.put(fill.key, entry, fill.place, coherence, ttl=fill.ttl, rows=rows)
+        self.totals.fills["stored" if kept else "oversize"] += 1
+
+    def landed(self, fill: Fill) -> None:
+        """A fill has ended, well or not: whoever waits for it looks again."""
+        if fill.leads:
+            self.flights.land(fill.key)
+            if fill.place is not None:
+                self.store.landed(fill.place)
 
     def hits(self) -> int:
         """Hits of all sessions, ended and live."""
         return self.totals.hits + sum(session.hot.hits for session in self.live)
+
+    def tiers(self) -> dict[str, TierStats]:
+        """One reading of each tier, by its name."""
+        l1 = replace(self.l1.stats(), hits=self.hits(), misses=sum(self.totals.misses.values()))
+        return {"L1": l1, **{name.upper(): stats for name, stats in self.store.stack.stats().items()}}
 
     def saved_ns(self) -> int:
         """Time that hits did not spend upstream, by the measured cost of each fill, nanoseconds."""

@@ -12,6 +12,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from itertools import count
 
+from distribcache.coherence.epoch import digest
 from distribcache.errors import ProtocolError
 from distribcache.query import Consistency, WorkloadType
 from distribcache.sql.settings import KEYED, OWN, SCOPE_COLUMNS
@@ -20,6 +21,9 @@ __all__ = ["Idents", "Scope", "ServerFacts", "read_scope"]
 
 _FIXED = len(SCOPE_COLUMNS)
 _ALWAYS = frozenset(name.lower() for name in KEYED)
+
+
+Content = str | int | tuple["Content", ...] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,27 +57,57 @@ class Scope:
 
 
 class Idents:
-    """Hands out integers for contents; the oldest are forgotten beyond ``cap`` and their integers never come again."""
+    """Hands out integers for contents; the oldest are forgotten beyond ``cap`` and their integers never come again.
+
+    Other processes have other integers: to them an integer is told by its ``digest``, which is that of the content.
+    """
 
     def __init__(self, cap: int = 65536) -> None:
         self._cap = cap
         self._known: OrderedDict[object, int] = OrderedDict()
+        self._digests: dict[int, bytes] = {}
         self._next = count(1)
 
     def unique(self) -> int:
         """An integer that stands for nothing else, now or later."""
         return next(self._next)
 
-    def of(self, content: object) -> int:
+    def of(self, content: Content) -> int:
         """The integer that stands for ``content``."""
-        ident = self._known.get(content)
-        if ident is None:
-            ident = self._known[content] = next(self._next)
-            if len(self._known) > self._cap:
-                self._known.popitem(last=False)
-        else:
+        return self._known_or(content) or self._new(content, digest(b"scope", _canonical(content)))
+
+    def prepared(self, sql: bytes, oids: tuple[int, ...], parsed_in: int, scope: int) -> int:
+        """The integer for a prepared statement: its text, declared types, and the scopes at its Parse and now."""
+        content = (sql, oids, parsed_in, scope)
+        known = self._known_or(content)
+        if known:
+            return known
+        scopes = self.digest(parsed_in), self.digest(scope)
+        named = all(scopes)
+        return self._new(content, digest(b"prepared", sql, _canonical(oids), *scopes) if named else b"")
+
+    def digest(self, ident: int) -> bytes:
+        """16 bytes that are equal in every process for equal contents; empty when the integer stands for none."""
+        return self._digests.get(ident, b"")
+
+    def _known_or(self, content: object) -> int:
+        ident = self._known.get(content, 0)
+        if ident:
             self._known.move_to_end(content)
         return ident
+
+    def _new(self, content: object, named: bytes) -> int:
+        ident = self._known[content] = next(self._next)
+        if named:
+            self._digests[ident] = named
+        if len(self._known) > self._cap:
+            self._digests.pop(self._known.popitem(last=False)[1], None)
+        return ident
+
+
+def _canonical(content: Content) -> bytes:
+    """Bytes of nested tuples, texts, numbers and None that no other such value has."""
+    return json.dumps(content, ensure_ascii=True, separators=(",", ":")).encode()
 
 
 def milliseconds(text: str) -> int | None:

@@ -77,7 +77,9 @@ class Session(Standing):
         self.questions = Questions(self)
         self.failure: bytes | None = None
         """The error that answers the unit at hand."""
-        self.tried: set[str] = set()
+        self.tried: set[str | tuple[str, tuple[int, bytes]]] = set()
+        self.risen = ("L1", 0)
+        """The tier that the last hit of the slower path came from, and the number of that hit."""
         """What was already awaited for the unit at hand."""
         self.arrival = 0
         """When the unit at hand was first looked at, in ``now_ns``."""
@@ -193,8 +195,7 @@ class Session(Standing):
         if self.txn.ddl:
             self.coherence.catalogue_alarm("session_lost")
         for fill in self.fills:
-            if fill.leads:
-                self.node.flights.land(fill.key)
+            self.node.landed(fill)
         self.fills.clear()
         if self._leaving is not None:  # the statement that they were left for was never sent
             leaving, names = self._leaving
@@ -327,7 +328,8 @@ class Session(Standing):
             if self._inbox and not self._blocked:
                 self.failure = error_response("ERROR", "57014", "canceling statement due to user request")
             return True
-        if self._blocked and "flight" in self.tried and self._waiting is not None:
+        shares = "flight" in self.tried or "lease" in self.tried
+        if self._blocked and shares and self._waiting is not None:
             if self.replies.status == b"I":  # else the server has to fail the transaction: the unit goes up, to be hit
                 self.failure = error_response("ERROR", "57014", "canceling statement due to user request")
             self._waiting.cancel()

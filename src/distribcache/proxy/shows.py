@@ -23,8 +23,9 @@ def _last(s: Session) -> Table:
     columns = ("status", "tier", "reason", "age_ms", "tables", "workload")
     entry = s.hot.last
     if entry is not None:
+        tier = s.risen[0] if s.risen[1] == s.hot.hits else "L1"
         age_ns = s.hot.age_ns if s.coherence.mode == "wal" else now_ns() - entry[AT_NS]
-        return columns, [("hit", "L1", None, f"{age_ns / 1e6:.3f}", entry[TABLES] or None, entry[WORKLOAD] or None)]
+        return columns, [("hit", tier, None, f"{age_ns / 1e6:.3f}", entry[TABLES] or None, entry[WORKLOAD] or None)]
     last = s.outcome
     age = None if last.age_ms is None else f"{last.age_ms:.3f}"
     return columns, [
@@ -40,14 +41,24 @@ def _stats(s: Session) -> Table:
 
 
 def _tiers(s: Session) -> Table:
-    """One row per tier: bytes, entries, hits, misses, evictions."""
-    stats = s.node.l1.stats()
-    columns = ("tier", "bytes", "capacity_bytes", "entries", "hits", "misses", "evictions", "refused")
-    values = (
-        stats.bytes_used, stats.capacity_bytes, stats.entries, s.node.hits(), sum(s.node.totals.misses.values()),
-        stats.evictions.get(Cause.CAPACITY, 0), stats.refused,
+    """One row per tier: bytes, entries, hits, misses, evictions, latency of look-ups, compression, peers."""
+    columns = (
+        "tier", "bytes", "capacity_bytes", "entries", "hits", "misses", "evictions", "refused", "failures", "p50_us",
+        "p99_us", "compression_ratio", "peers", "healthy_peers", "reason",
     )  # fmt: skip
-    return columns, [("L1", *map(str, values))]
+    return columns, [
+        (
+            name, str(stats.bytes_used), str(stats.capacity_bytes), str(stats.entries), str(stats.hits),
+            str(stats.misses), str(stats.evictions.get(Cause.CAPACITY, 0)), str(stats.refused),
+            str(sum(stats.failures.values())), *map(_micros, (stats.p50_us, stats.p99_us)),
+            f"{stats.compression_ratio:.2f}", str(stats.peers), str(stats.healthy_peers), stats.reason or None,
+        )
+        for name, stats in s.node.tiers().items()
+    ]  # fmt: skip
+
+
+def _micros(value: float | None) -> str | None:
+    return None if value is None else f"{value:.1f}"
 
 
 def _refusals(s: Session) -> Table:

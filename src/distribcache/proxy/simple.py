@@ -6,13 +6,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from distribcache.proxy.answer import READY, describe_rows, rows
-from distribcache.sql.effects import CONTROL, UNKNOWN
 from distribcache.proxy.lookup import WAIT, consider, find, is_ping, miss, only, serve_entry, start_fill
 from distribcache.proxy.node import Outcome
 from distribcache.proxy.replies import Op
 from distribcache.proxy.shows import own_table
 from distribcache.proxy.transaction import control
 from distribcache.sql.cacheability import Kind, Parsed, Statement
+from distribcache.sql.effects import CONTROL, UNKNOWN
 from distribcache.wire.messages import EMPTY_QUERY, Back, Front, command_complete
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def query(s: Session, message: bytes) -> bool:
     if outcome.status or analysis is None or s.scope is None:
         return _forward(s, message, parsed, None if is_ping(sql) else outcome, pure=pure)
     key = (s.scope.ident, message)
-    entry = find(s, key)
+    entry = find(s, key, analysis)
     if entry is WAIT:
         return False
     if entry is not None:

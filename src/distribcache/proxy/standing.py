@@ -306,8 +306,7 @@ class Standing:
         for fill in self.fills:
             if keep:
                 self._store(fill)
-            if fill.leads:
-                self.node.flights.land(fill.key)
+            self.node.landed(fill)
         self.fills.clear()
         self.budget.left = _HELD * self.node.settings.l1.max_entry
         if self.opaque:
