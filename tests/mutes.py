@@ -22,7 +22,7 @@ from distribcache.coherence.live import DatabaseCoherence
 from distribcache.coherence.reader import Reader
 from distribcache.coherence.visibility import Visibility
 from distribcache.proxy import hit, lookup
-from distribcache.proxy.scope import Idents
+from distribcache.coherence.scope import Idents
 from distribcache.proxy.standing import Standing
 from distribcache.sql.effects import Effects
 from distribcache.sql.settings import KEYED

@@ -23,7 +23,7 @@ from distribcache.proxy.group import Run, cut, parse_message
 from distribcache.proxy.local import key_of
 from distribcache.proxy.login import Login
 from distribcache.proxy.prepared import Prepared
-from distribcache.proxy.scope import Idents, read_scope
+from distribcache.coherence.scope import Idents, read_scope
 from distribcache.sql.settings import KEYED, OWN, SCOPE_COLUMNS
 from distribcache.wire import messages as wire
 

@@ -18,7 +18,7 @@ from wait import until
 
 from distribcache.catalog import bodies
 from distribcache.proxy import questions
-from distribcache.proxy.scope import Scope, read_scope
+from distribcache.coherence.scope import Scope, read_scope
 
 Connection = psycopg.Connection[Any]
 DOCS = "SELECT name FROM doc ORDER BY name"

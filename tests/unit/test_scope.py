@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from distribcache.errors import ProtocolError
-from distribcache.proxy.scope import Idents, Scope, milliseconds, read_scope
+from distribcache.coherence.scope import Idents, Scope, milliseconds, read_scope
 from distribcache.query import Consistency, WorkloadType
 from distribcache.sql.settings import KEYED, OWN, SCOPE_COLUMNS
 

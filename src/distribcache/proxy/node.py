@@ -18,7 +18,7 @@ from distribcache.config import Settings
 from distribcache.entry import Entry
 from distribcache.proxy.audits import Audits
 from distribcache.proxy.fill import Fill, Flights
-from distribcache.proxy.scope import Idents
+from distribcache.coherence.scope import Idents
 from distribcache.query import WorkloadType
 from distribcache.store import Store
 from distribcache.tiers.base import Cause, TierStats

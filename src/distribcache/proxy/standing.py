@@ -26,7 +26,7 @@ from distribcache.proxy.hit import AS_UPSTREAM, GONE, Hot
 from distribcache.proxy.node import Database, Node, Outcome
 from distribcache.proxy.prepared import Prepared
 from distribcache.proxy.replies import Replies
-from distribcache.proxy.scope import Scope
+from distribcache.coherence.scope import Scope
 from distribcache.proxy.transaction import Transaction
 from distribcache.query import Consistency
 from distribcache.sql.cacheability import Kind, Parsed
