@@ -20,9 +20,9 @@ from distribcache.clock import now_ns
 from distribcache.coherence.ledger import Ledger
 from distribcache.coherence.live import DatabaseCoherence
 from distribcache.coherence.reader import Reader
+from distribcache.coherence.scope import Idents
 from distribcache.coherence.visibility import Visibility
 from distribcache.proxy import hit, lookup
-from distribcache.coherence.scope import Idents
 from distribcache.proxy.standing import Standing
 from distribcache.sql.effects import Effects
 from distribcache.sql.settings import KEYED

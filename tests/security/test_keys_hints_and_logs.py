@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 from wait import until
 
 from distribcache.cli.postgres import Postgres
+from distribcache.coherence.scope import Idents, read_scope
 from distribcache.errors import UpstreamError
 from distribcache.proxy.connection import Connection
 from distribcache.proxy.group import Run, cut, parse_message
 from distribcache.proxy.local import key_of
 from distribcache.proxy.login import Login
 from distribcache.proxy.prepared import Prepared
-from distribcache.coherence.scope import Idents, read_scope
 from distribcache.sql.settings import KEYED, OWN, SCOPE_COLUMNS
 from distribcache.wire import messages as wire
 

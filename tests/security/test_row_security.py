@@ -17,8 +17,8 @@ from fix_proxy import InnerProxy, MakeInnerProxy, last
 from wait import until
 
 from distribcache.catalog import bodies
-from distribcache.proxy import questions
 from distribcache.coherence.scope import Scope, read_scope
+from distribcache.proxy import questions
 
 Connection = psycopg.Connection[Any]
 DOCS = "SELECT name FROM doc ORDER BY name"

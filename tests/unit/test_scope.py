@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from distribcache.errors import ProtocolError
 from distribcache.coherence.scope import Idents, Scope, milliseconds, read_scope
+from distribcache.errors import ProtocolError
 from distribcache.query import Consistency, WorkloadType
 from distribcache.sql.settings import KEYED, OWN, SCOPE_COLUMNS
 

@@ -26,11 +26,15 @@ __all__ = ["load"]
 FILE_NAME = "distribcache.toml"
 
 
-def load(config_path: Path | str | None = None, overrides: Mapping[str, Any] | None = None) -> Settings:
+def load(
+    config_path: Path | str | None = None, overrides: Mapping[str, Any] | None = None, *,
+    given: str = "flag", look_around: bool = True,
+) -> Settings:  # fmt: skip
     """Join all sources. ``overrides`` maps ``section.key`` to a value; None there means "flag not given".
 
-    Without ``config_path`` the file ``distribcache.toml`` of the current directory is read if there is one. Raises
-    ConfigError naming key, value, place and remedy.
+    Without ``config_path`` the file ``distribcache.toml`` of the current directory is read if there is one, unless
+    ``look_around`` is off. ``given`` is what the overrides are called. Raises ConfigError naming key, value, place and
+    remedy.
     """
     values: dict[str, dict[str, Any]] = {}
     sources: dict[str, str] = {}
@@ -39,7 +43,7 @@ def load(config_path: Path | str | None = None, overrides: Mapping[str, Any] | N
         values.setdefault(section, {})[key] = value
         sources[f"{section}.{key}"] = source
 
-    path, content = _read_file(config_path)
+    path, content = _read_file(config_path) if config_path is not None or look_around else (Path(), {})
     for section, keys in content.items():
         source = f"file {path}"
         for key, value in _keys(section, keys, source).items():
@@ -52,9 +56,9 @@ def load(config_path: Path | str | None = None, overrides: Mapping[str, Any] | N
             add(section, key, value, source)
     for name, value in (overrides or {}).items():
         section, _, key = name.partition(".")
-        _keys(section, {}, "flag")
+        _keys(section, {}, given)
         if value is not None:
-            add(section, key, value, "flag")
+            add(section, key, value, given)
     for name, source in sources.items():
         section, _, key = name.partition(".")
         _known(key, list(fields(section)), f"key {name}", source)

@@ -14,11 +14,11 @@ from distribcache.clock import CoarseClock, now_ns, wall_time
 from distribcache.coherence.auditor import Verdict
 from distribcache.coherence.database import Coherence, Databases
 from distribcache.coherence.ledger import NEVER
+from distribcache.coherence.scope import Idents
 from distribcache.config import Settings
 from distribcache.entry import Entry
 from distribcache.proxy.audits import Audits
 from distribcache.proxy.fill import Fill, Flights
-from distribcache.coherence.scope import Idents
 from distribcache.query import WorkloadType
 from distribcache.store import Store
 from distribcache.tiers.base import Cause, TierStats

@@ -12,10 +12,10 @@ import re
 from typing import TYPE_CHECKING
 
 from distribcache.coherence.ledger import EPOCH, SCHEMA
+from distribcache.coherence.scope import Scope, ServerFacts, read_scope
 from distribcache.errors import ProtocolError, UpstreamError
 from distribcache.proxy.group import parse_message
 from distribcache.proxy.replies import Op
-from distribcache.coherence.scope import Scope, ServerFacts, read_scope
 from distribcache.query import Consistency
 from distribcache.sql.settings import KEYED, scope_query
 from distribcache.wire.messages import SYNC, Front, bind, close, execute, parse, read_data_row

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from distribcache.catalog.facts import BUILTIN
 from distribcache.clock import now_ns
 from distribcache.coherence.ledger import EPOCH, SCHEMA
+from distribcache.coherence.scope import Scope
 from distribcache.entry import WORKLOAD, Entry, make_entry
 from distribcache.proxy.answer import READY, rows_in
 from distribcache.proxy.fill import Budget, Fill
@@ -26,7 +27,6 @@ from distribcache.proxy.hit import AS_UPSTREAM, GONE, Hot
 from distribcache.proxy.node import Database, Node, Outcome
 from distribcache.proxy.prepared import Prepared
 from distribcache.proxy.replies import Replies
-from distribcache.coherence.scope import Scope
 from distribcache.proxy.transaction import Transaction
 from distribcache.query import Consistency
 from distribcache.sql.cacheability import Kind, Parsed
