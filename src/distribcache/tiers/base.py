@@ -87,7 +87,13 @@ class TierStats:
     peers: int = 0
     healthy_peers: int = 0
     reason: str = ""
-    """Why the tier is off at the moment; empty when it is on."""
+    """Why the tier is off at the moment, in one stable word; empty when it is on."""
+    detail: str = ""
+    """The same for people."""
+    refusals: Mapping[str, int] = field(default_factory=dict)
+    """Why entries were refused, by a short name."""
+    queued_bytes: int = 0
+    """Bytes that wait to be written."""
     note: str = ""
     """What people should know though it is on, such as fewer replicas than asked for."""
 

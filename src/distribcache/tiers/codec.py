@@ -84,8 +84,8 @@ def encode(digest: Digest, record: Record, compression: Compression = "none", se
         raise CacheError("a record does not fit the format", where="codec", hint="it is not kept") from error
     if len(digest) != DIGEST_BYTES or len(record.epoch) != 16 or _not_times(record.filled_at, record.expires_at):
         raise CacheError("a record does not fit the format", where="codec", hint="it is not kept")
-    body = b"".join((back, tags, tables, workload, packed))
-    return b"".join((front, _proof(digest, front, body, secret), body))
+    proof = _proof(digest, secret, front, back, tags, tables, workload, packed)
+    return b"".join((front, proof, back, tags, tables, workload, packed))
 
 
 def decode(digest: Digest, data: bytes | memoryview, *, max_payload: int = 1 << 30, secret: bytes = b"") -> Record:
@@ -106,7 +106,7 @@ def decode(digest: Digest, data: bytes | memoryview, *, max_payload: int = 1 << 
     if total != size or zero:
         raise DamagedError("an entry has another length than it says", where="codec", hint=_HINT)
     view = memoryview(data)
-    if not compare_digest(view[_PROOF_AT:_BACK_AT], _proof(digest, view[:_PROOF_AT], view[_BACK_AT:], secret)):
+    if not compare_digest(view[_PROOF_AT:_BACK_AT], _proof(digest, secret, view[:_PROOF_AT], view[_BACK_AT:])):
         if secret:
             raise ForeignError("an entry does not prove that it was written with our secret", where="codec", hint=_HINT)
         raise DamagedError("an entry is not what was written under this key", where="codec", hint=_HINT)
@@ -136,16 +136,16 @@ def _not_times(filled_at: float, expires_at: float) -> bool:
     return math.isnan(filled_at) or math.isnan(expires_at)
 
 
-def _proof(digest: Digest, front: bytes | memoryview, body: bytes | memoryview, secret: bytes) -> bytes:
+def _proof(digest: Digest, secret: bytes, *parts: bytes | memoryview) -> bytes:
     if secret:
         key = secret if len(secret) <= blake2b.MAX_KEY_SIZE else blake2b(secret).digest()
         mac = blake2b(digest, digest_size=_PROOF_BYTES, key=key)
-        mac.update(front)
-        mac.update(body)
+        for part in parts:
+            mac.update(part)
         return mac.digest()
     checksum = xxh3_128(digest)
-    checksum.update(front)
-    checksum.update(body)
+    for part in parts:
+        checksum.update(part)
     return checksum.digest()
 
 
