@@ -45,13 +45,15 @@ bench-writes: $(VENV)/.stamp-dev  ## What writes from outside do: hit ratio at 9
 	@$(BIN)/python benchmarks/commit_lag.py --busy $(ARGS)
 	@$(BIN)/python benchmarks/following.py $(ARGS)
 
-soak: $(VENV)/.stamp-dev  ## Five minutes of mixed load; memory and descriptors must stay flat
+# The seeds are others than those of make twins; ARGS are those of the load: make soak ARGS="--minutes 60".
+soak: $(VENV)/.stamp-dev  ## Five minutes of mixed load, memory and descriptors flat; then 45,000 steps of twin sessions
 	@$(BIN)/python benchmarks/soak.py $(ARGS)
+	@TWIN_SEEDS=$${TWIN_SEEDS:-101-200} $(MAKE) --no-print-directory twins ARGS=
 
 checker: $(VENV)/.stamp-dev  ## A million answers from memory, none older than promised
 	@$(BIN)/python benchmarks/checker.py $(ARGS)
 
-twins: $(VENV)/.stamp-dev  ## Random sessions played directly and through the proxy: 15,000 steps, no difference
+twins: $(VENV)/.stamp-dev  ## Random sessions played directly and through the proxy: 45,000 steps, no difference
 	@TWIN_SEEDS=$${TWIN_SEEDS:-1-100} $(BIN)/python -m pytest tests/property/test_sessions_model.py -s -k no_session $(ARGS)
 
 clean:  ## Remove the virtual environment and all caches

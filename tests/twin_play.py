@@ -10,12 +10,13 @@ Rules:
 2. Nothing may wait for a lock: steps that could are not played (``Twins.allowed``). A transaction that was only begun
    here holds no locks of what it read from memory; that is the one difference that clients may see.
 3. A strict session is never told more than that. One that is not reads behind a change only when the proxy has applied
-   it, for what it may miss until then is no error. DDL from outside is waited for always (coherence rule R6).
+   it, for what it may miss until then is no error. DDL from outside is waited for always (coherence rule R6); what
+   only polls tell, for as long as a poll takes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from fix_proxy import InnerProxy
@@ -24,6 +25,7 @@ from twin_stock import STOCK, TIDY
 from wait import until
 
 from distribcache.cli.postgres import Postgres
+from distribcache.clock import now_ns
 from distribcache.coherence.ledger import W
 from distribcache.coherence.live import DatabaseCoherence
 from distribcache.coherence.lsn import normalise
@@ -35,6 +37,8 @@ __all__ = ["OUTSIDE", "Difference", "Step", "Twins", "told"]
 OUTSIDE = -1
 _OURS = 16384
 """Object ids from here on are not the server's own."""
+_ROLES = ("ALTER ROLE", "GRANT team", "REVOKE team")
+"""How DDL of roles begins: it concerns all databases, so that event triggers say nothing of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +97,10 @@ class Twins:
         """Consistencies that something does not bind which the proxy may not have applied yet."""
         self.late = False
         """See ``gusts``: the stream comes in gusts, as if the network were bad."""
+        self.polled = False
+        """Are changes of roles from outside seen by polls only, as with pgoutput?"""
+        self.stocked: Callable[[], None] = lambda: None
+        """Called when a run's tables are there."""
         self.outside = self._pair("postgres", "", outside=True)
         for client in (self.outside.direct, self.outside.through):
             for role in ("alice LOGIN", "bob LOGIN", "team"):
@@ -116,6 +124,7 @@ class Twins:
                 errors = [each for each in client.exchange(query(text.encode())) if each[:1] == b"E"]
                 assert not errors, read_error(memoryview(errors[0])[5:]).text
         self.oids.clear()
+        self.stocked()
         self.catch_up()
         self.pairs = [self._pair(*one) for one in people]
 
@@ -138,15 +147,16 @@ class Twins:
     def hits(self) -> int:
         return self.proxy.proxy.node.hits()
 
-    def catch_up(self) -> None:
-        """Wait until everything written so far is applied, and hits are served."""
+    def catch_up(self, *, polled: bool = False) -> None:
+        """Wait until all that was written is applied, and hits are served; ``polled``: roles were looked at too."""
         (((position,),)) = self.outside.through.rows(query(b"SELECT pg_current_wal_flush_lsn() - '0/0'::pg_lsn"))
         target = normalise(int(position or 0))
-        coherence, loop = self.coherence, self.proxy._loop
+        coherence, loop, began = self.coherence, self.proxy._loop, now_ns()
 
         def done() -> bool:
             loop.call_soon_threadsafe(coherence.note_traffic)
-            return coherence.serving and coherence.words[W] >= target
+            looked = not polled or coherence.coverage.quick_at > began
+            return looked and coherence.serving and coherence.words[W] >= target
 
         until(done, lambda: f"never caught up: {coherence.report()}")
         self.behind.clear()
@@ -195,7 +205,7 @@ class Twins:
         if step.kind != "read":
             self.behind |= {"eventual", "session"} if step.who == OUTSIDE else {"eventual"}
         if step.who == OUTSIDE and step.kind == "ddl":
-            self.catch_up()
+            self.catch_up(polled=self.polled and step.text.startswith(_ROLES))
         return None if self._alike(wanted, got, failed) else (wanted, got)
 
     def _alike(self, wanted: list[bytes], got: list[bytes], failed: bool) -> bool:

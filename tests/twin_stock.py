@@ -50,6 +50,11 @@ CREATE TABLE tenant_doc AS SELECT * FROM doc; ALTER TABLE tenant_doc ENABLE ROW 
 CREATE POLICY of_tenant ON tenant_doc FOR SELECT USING (tenant = current_setting('app.tenant', true));
 CREATE TABLE thin (id int PRIMARY KEY, name text, kind int, at timestamptz DEFAULT '2024-05-01 10:00+00');
 INSERT INTO thin SELECT i, 'thin ' || i, i % 3 FROM generate_series(1, 12) i;
+CREATE TABLE member (who name, tenant text, PRIMARY KEY (who, tenant));
+INSERT INTO member VALUES ('alice', 't0'), ('bob', 't1'), ('postgres', 't1');
+CREATE TABLE shared_doc AS SELECT * FROM doc; ALTER TABLE shared_doc ENABLE ROW LEVEL SECURITY;
+CREATE POLICY of_member ON shared_doc
+  USING (EXISTS (SELECT FROM member m WHERE m.who = current_user AND m.tenant = shared_doc.tenant));
 CREATE TABLE log (id int, text text);
 INSERT INTO log SELECT i, 'line ' || i FROM generate_series(1, 6) i;
 CREATE TABLE audit (n serial, id int, what text);
@@ -61,6 +66,13 @@ INSERT INTO long SELECT i, i, repeat(i::text, 4000) FROM generate_series(1, 3) i
 CREATE TABLE odd (c char(4), n numeric, b bool, d date, u uuid, i8 bigint, i2 smallint);
 INSERT INTO odd VALUES ('a', 1.50, true, '2024-02-29', '00000000-0000-0000-0000-00000000000a', 1, 1),
   ('b', 2, false, '2024-03-01', '00000000-0000-0000-0000-00000000000b', 2, 2);
+CREATE TABLE made (id int PRIMARY KEY, n int, double int GENERATED ALWAYS AS (n * 2) STORED);
+INSERT INTO made SELECT i, i % 3 FROM generate_series(1, 6) i;
+CREATE TABLE deep (region text, id int, v int, PRIMARY KEY (region, id)) PARTITION BY LIST (region);
+CREATE TABLE deep_a PARTITION OF deep FOR VALUES IN ('a', 'b') PARTITION BY RANGE (id);
+CREATE TABLE deep_a1 PARTITION OF deep_a FOR VALUES FROM (0) TO (3);
+CREATE TABLE deep_rest PARTITION OF deep_a DEFAULT; CREATE TABLE deep_z PARTITION OF deep DEFAULT;
+INSERT INTO deep SELECT r, i, i FROM unnest(ARRAY['a', 'b', 'c']) r, generate_series(1, 4) i;
 CREATE VIEW cheap AS SELECT * FROM item WHERE cost < 10;
 CREATE VIEW totals AS SELECT kind, count(*) AS n, sum(cost) AS cost FROM item GROUP BY kind;
 CREATE VIEW documents AS SELECT id, body FROM doc;
@@ -71,6 +83,8 @@ CREATE FUNCTION of_kind(int) RETURNS SETOF int LANGUAGE sql STABLE
   BEGIN ATOMIC SELECT id FROM item WHERE kind = $1; END;
 CREATE FUNCTION peek(int) RETURNS text LANGUAGE plpgsql STABLE AS
   'BEGIN RETURN (SELECT name FROM item WHERE id = $1); END';
+CREATE FUNCTION secrets() RETURNS bigint LANGUAGE sql STABLE SECURITY DEFINER
+  BEGIN ATOMIC SELECT count(*) FROM tenant_doc; END;
 CREATE FUNCTION spend(int) RETURNS int LANGUAGE plpgsql AS
   'DECLARE k int; BEGIN UPDATE item SET kind = (kind + 1) % 4 WHERE id = $1 RETURNING kind INTO k; RETURN k; END';
 CREATE FUNCTION zone(text) RETURNS text LANGUAGE plpgsql AS

@@ -4,7 +4,7 @@ The vocabulary is wide; a run is about one topic and speaks only a small *hand* 
 as hits, around changes that concern them. Statements may fail: an error is an answer like another.
 
 Texts are written one to a line, or several that belong together with bars between them; lines that begin with spaces
-go on with the one before. What stands behind a question mark are values for ``$1``. Every answer has one order.
+go on with the one before. What is read stands in ``twin_reads``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-__all__ = ["BEGINNINGS", "CONTROL", "DDL", "READS", "SESSION", "SETTINGS", "TABLES", "TOPICS", "WRITES"]
+__all__ = ["BEGINNINGS", "CONTROL", "DDL", "SESSION", "SETTINGS", "TABLES", "TOPICS", "WRITES"]
 
 Groups = tuple[tuple[str, ...], ...]
 
@@ -20,11 +20,6 @@ Groups = tuple[tuple[str, ...], ...]
 def _groups(text: str) -> Groups:
     lines = re.sub(r"\n +", " ", text.strip()).splitlines()
     return tuple(tuple("" if each == "(nothing)" else each for each in line.split(" | ")) for line in lines)
-
-
-def _reads(text: str) -> tuple[tuple[str, tuple[str, ...]], ...]:
-    parts = [line.partition(" ? ") for line in re.sub(r"\n +", " ", text.strip()).splitlines()]
-    return tuple((sql, tuple(values.split(" / ")) if values else ()) for sql, _, values in parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,130 +35,18 @@ class Topic:
     control: float = 0.15
 
 
-TABLES = ("item", "item", "thin", "thin", "part", "fact", "doc", "log", "base", "long", "odd")
+TABLES = ("made", "deep", "frozen", "item", "item", "thin", "thin", "part", "fact", "doc", "log", "base", "long", "odd")
 TOPICS = (
     Topic("rows", (8, 0, 1)),
     Topic("rows in transactions", (8, 0, 1), ("thin",), ("LOCAL", "true)"), 0.5),
     Topic("shapes", (1, 0, 6), ("at", "raw", "FROM thin"), ("TimeZone", "Style", "float", "bytea_output", "zone")),
     Topic(
-        "people", (1, 2, 5), ("doc", "thin", "odd", "long", "GRANT", "POLICY"), ("ROLE", "AUTHOR", "row_sec", "become")
+        "people", (1, 4, 5), ("doc", "thin", "odd", "long", "GRANT", "POLICY"), ("ROLE", "AUTHOR", "row_sec", "become")
     ),
-    Topic("names", (1, 2, 4), (" item", "early", "cheap", "shadow", "twice"), ("search_path",)),
-    Topic("schema", (3, 3, 1)),
+    Topic("names", (1, 3, 4), (" item", "early", "cheap", "shadow", "twice"), ("search_path",)),
+    Topic("schema", (2, 5, 1)),
     Topic("everything", (4, 2, 3), ("",), ("",)),
 )
-
-READS = _reads("""
-SELECT name FROM item WHERE id = $1
-  ? 1 / 2 / 5
-SELECT * FROM item WHERE id = $1
-  ? 1 / 2 / 5
-SELECT name, cost FROM public.item WHERE id = $1
-  ? 1 / 2 / 5
-SELECT name, kind FROM thin WHERE id = $1
-  ? 1 / 2 / 5
-SELECT * FROM thin WHERE id = $1
-  ? 1 / 2 / 5
-SELECT id, name FROM thin WHERE kind = $1 ORDER BY id
-  ? 1 / 2
-SELECT kind, count(*), max(name), min(at) FROM thin GROUP BY kind ORDER BY kind
-SELECT t.name, i.name FROM thin t JOIN item i USING (id) WHERE t.id = $1
-  ? 1 / 2 / 5
-SELECT id, name FROM item WHERE id IN (1, 2, 5) ORDER BY id
-SELECT id, name FROM item WHERE id = ANY ($1::int[]) ORDER BY id
-  ? {1,5} / {2}
-SELECT id FROM item WHERE kind = $1 ORDER BY id
-  ? 1 / 3
-SELECT id, state FROM item WHERE state = $1 ORDER BY id
-  ? ok / happy / fine
-SELECT id, at FROM item WHERE id = $1
-  ? 1 / 2 / 5
-SELECT at::text, due::text, span::text, raw::text FROM item WHERE id = $1
-  ? 1 / 2 / 5
-SELECT id, raw, ratio, span FROM item WHERE id < 4 ORDER BY id
-SELECT both_of, tags FROM item WHERE id = $1
-  ? 1 / 2 / 5
-SELECT count(*), sum(cost), max(name) FROM item
-SELECT kind, count(*) FROM item GROUP BY kind HAVING count(*) > 1 ORDER BY kind
-SELECT i.name, p.note FROM item i JOIN part p ON p.item = i.id WHERE i.id = $1 ORDER BY p.number
-  ? 1 / 2 / 5
-SELECT i.id, p.number FROM item i LEFT JOIN part p ON p.item = i.id AND p.number = 1 ORDER BY 1, 2
-SELECT note FROM part WHERE item = $1 AND number = 2
-  ? 1 / 2 / 5
-SELECT count(*) FROM part WHERE item = $1
-  ? 1 / 2 / 5
-SELECT * FROM cheap WHERE id = $1
-  ? 1 / 2 / 5
-SELECT * FROM cheap ORDER BY id
-SELECT * FROM totals ORDER BY kind
-SELECT * FROM frozen ORDER BY kind
-SELECT value FROM fact WHERE id = $1
-  ? 2 / 5 / 8
-SELECT * FROM fact ORDER BY id
-SELECT sum(value) FROM fact_high
-SELECT tableoid::regclass::text, id, v FROM base ORDER BY 1, 2, 3
-SELECT v FROM ONLY base WHERE id = $1
-  ? 1 / 3
-SELECT v FROM base WHERE id = $1 ORDER BY v
-  ? 1 / 3
-SELECT id, body FROM doc ORDER BY id
-SELECT body FROM doc WHERE id = $1
-  ? 3 / 4 / 5
-SELECT count(*) FROM doc
-SELECT count(*), max(body) FROM tenant_doc doc
-SELECT * FROM documents ORDER BY id
-SELECT * FROM own_documents ORDER BY id
-SELECT count(*) FROM log
-SELECT text FROM log WHERE id = $1 ORDER BY text
-  ? 1 / 3
-SELECT id, what FROM audit ORDER BY n
-SELECT count(*) FROM audit WHERE id = $1
-  ? 2 / 8
-SELECT v FROM fast WHERE id = $1
-  ? 1 / 2
-SELECT last_value, is_called FROM ticket
-SELECT n, length(body), left(body, 3) FROM long WHERE id = $1
-  ? 1 / 2
-SELECT n FROM long WHERE body = repeat('1', 4000)
-SELECT c, n FROM odd WHERE c = $1
-  ? a / a   / b
-SELECT n, d FROM odd WHERE d = $1
-  ? 2024-02-29 / 2024-2-29
-SELECT b FROM odd WHERE u = $1
-  ? 00000000-0000-0000-0000-00000000000a / {00000000-0000-0000-0000-00000000000A}
-SELECT b, n FROM odd WHERE i8 = $1
-  ? 1 / 01
-SELECT u FROM odd WHERE n = $1
-  ? 1.5 / 1.50
-SELECT c FROM odd WHERE b = $1 ORDER BY c
-  ? t / true / f
-SELECT twice(id), id FROM item WHERE id = $1
-  ? 1 / 2 / 5
-SELECT * FROM of_kind($1) ORDER BY 1
-  ? 1 / 3
-SELECT peek($1)
-  ? 1 / 2 / 5
-SELECT id FROM item WHERE peek(id) = 'item 2'
-WITH a AS (SELECT id, kind FROM item WHERE id < 6) SELECT a.id, b.id FROM a JOIN a b USING (kind) ORDER BY 1, 2
-SELECT id, rank() OVER (ORDER BY cost DESC) FROM item ORDER BY id LIMIT 5
-SELECT id FROM item UNION SELECT id::int FROM other.item ORDER BY 1
-SELECT i.id FROM item i WHERE EXISTS (SELECT FROM part p WHERE p.item = i.id) ORDER BY 1
-TABLE other.item ORDER BY id
-SELECT name FROM other.item WHERE id = $1
-  ? 1 / 2 / 5
-SELECT DISTINCT current_user, session_user, count(*) FROM log
-SELECT current_setting('app.tenant', true), count(*) FROM tenant_doc
-SELECT id, 1 / (id - 5) FROM item WHERE id = $1
-  ? 1 / 2 / 5
-SELECT to_char(cost, 'L999D99'), to_char(at, 'TMMonth') FROM item WHERE id = $1
-  ? 1 / 2 / 5
-SELECT relname FROM pg_class WHERE relname IN ('item', 'part', 'shadow') AND relpersistence <> 't' ORDER BY 1
-SELECT column_name FROM information_schema.columns WHERE table_name = 'log' ORDER BY 1
-SELECT id FROM shadow ORDER BY id
-SELECT to_regclass('early.item') IS NULL, count(*) FROM log
-SHOW TimeZone
-SHOW search_path
-""")
 
 WRITES = _groups("""
 UPDATE item SET name = name || '!' WHERE id = 1 | UPDATE item SET cost = cost + 1 WHERE id = 2
@@ -192,6 +75,16 @@ INSERT INTO log VALUES (3, 'more') | DELETE FROM log WHERE text = 'more' | UPDAT
 INSERT INTO log VALUES (0, 'escape') | INSERT INTO log VALUES (0, 'hex')
 UPDATE fast SET v = v + 1
 SELECT nextval('ticket')
+UPDATE member SET tenant = 't1' WHERE who = 'alice' | DELETE FROM member WHERE who = 'bob' | INSERT INTO member VALUES
+  ('bob', 't0') ON CONFLICT DO NOTHING
+UPDATE shared_doc SET body = body || '*' WHERE id < 6 | UPDATE shared_doc SET tenant = 't0' WHERE id = 3
+UPDATE tenant_doc SET body = body || '*' WHERE id < 6 | UPDATE tenant_doc SET tenant = 't1' WHERE id = 4
+UPDATE made SET n = n + 1 WHERE id = 1 | UPDATE made SET n = 1 WHERE id = 2 | UPDATE made SET n = 2
+UPDATE deep SET v = v + 1 WHERE id = 2 | UPDATE deep SET region = 'c' WHERE region = 'a' AND id = 1 | UPDATE deep_rest
+  SET v = 0
+DELETE FROM deep WHERE region = 'c' AND id = 1 | UPDATE deep SET id = 9 WHERE id = 3 | INSERT INTO deep_z VALUES ('c',
+  1, 7)
+COPY log FROM STDIN | COPY thin (id, name) FROM STDIN
 UPDATE long SET n = n + 1 WHERE id = 1 | UPDATE long SET body = repeat('1', 4000) WHERE id = 2 | UPDATE long SET id =
   9 WHERE id = 2
 UPDATE odd SET n = n + 1 WHERE c = 'a' | UPDATE odd SET b = NOT b, d = d + 1 | UPDATE odd SET i8 = 1, u = NULL
@@ -258,7 +151,16 @@ CREATE OR REPLACE FUNCTION of_kind(int) RETURNS SETOF int LANGUAGE sql STABLE BE
 CREATE FUNCTION early.twice(int) RETURNS int LANGUAGE sql IMMUTABLE RETURN -1 | DROP FUNCTION early.twice(int)
 ALTER TABLE fact DISABLE TRIGGER followed | ALTER TABLE fact ENABLE TRIGGER followed
 CREATE RULE also AS ON INSERT TO log DO ALSO UPDATE item SET cost = 11 WHERE id = 1 | DROP RULE also ON log
-REFRESH MATERIALIZED VIEW frozen
+REFRESH MATERIALIZED VIEW frozen | UPDATE item SET kind = 1 WHERE id = 2
+ALTER TABLE made ADD COLUMN virtual int GENERATED ALWAYS AS (n + 1) VIRTUAL | ALTER TABLE made DROP COLUMN virtual
+ALTER TABLE made ALTER COLUMN double DROP EXPRESSION
+ALTER TABLE made ALTER COLUMN double SET EXPRESSION AS (n * 3)
+ALTER TABLE deep DETACH PARTITION deep_a | ALTER TABLE deep ATTACH PARTITION deep_a FOR VALUES IN ('a', 'b')
+TRUNCATE deep_a1 | DROP TABLE deep_z CASCADE
+ALTER POLICY of_member ON shared_doc USING (tenant = 't0') | ALTER TABLE shared_doc DISABLE ROW LEVEL SECURITY
+DROP POLICY of_tenant ON tenant_doc | CREATE POLICY of_tenant ON tenant_doc USING (tenant = current_setting('app.t'))
+REVOKE SELECT ON member FROM team, bob | GRANT SELECT ON member TO team, bob
+ALTER FUNCTION secrets() SECURITY INVOKER | ALTER FUNCTION secrets() SECURITY DEFINER
 ALTER ROLE alice SET TimeZone = 'Asia/Tokyo' | ALTER ROLE alice RESET TimeZone
 ALTER DOMAIN money_ok DROP CONSTRAINT money_ok_check | ALTER DOMAIN money_ok ADD CHECK (VALUE >= 0)
 ALTER TYPE two ADD ATTRIBUTE c int CASCADE | ALTER TYPE two DROP ATTRIBUTE c CASCADE
@@ -279,6 +181,7 @@ SET IntervalStyle = 'iso_8601' | RESET IntervalStyle
 SET extra_float_digits = -3 | SET extra_float_digits = 1
 SET bytea_output = 'escape' | SET bytea_output = 'hex'
 SET search_path = other, public | SET search_path = early, public | SET search_path = public | RESET search_path
+SET app.t = 't1' | SET LOCAL app.tenant = 't0' | SET app.tenant = ''
 SET app.tenant = 't0' | SET app.tenant = 't1' | RESET app.tenant
 SET row_security = off | SET row_security = on
 SET LOCAL TimeZone = 'America/Lima' | SET LOCAL search_path = other | SET LOCAL app.tenant = 't1'
