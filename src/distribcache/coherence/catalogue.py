@@ -75,6 +75,11 @@ class Catalogue:
                 where="catalogue", hint="the statement goes to PostgreSQL; see its log if this persists",
             ) from error
 
+    async def idle(self) -> None:
+        """Wait until nobody's question is under way."""
+        async with self._turn:
+            pass
+
     async def look(self, differs: Callable[[CatalogueView], bool]) -> Look | CatalogueView:
         """The fingerprint; and if ``differs`` says so when it is shown that, all of a ``Look`` from the same snapshot.
 

@@ -40,7 +40,7 @@ from distribcache.catalog.generation import CatalogueView, Relations
 from distribcache.coherence.alarms import Alarms
 from distribcache.coherence.decoding import Commit
 from distribcache.coherence.freshness import Freshness
-from distribcache.coherence.ledger import FRESH_AT, NEVER, SCHEMA, Columns, Ledger, V, W, next_epoch
+from distribcache.coherence.ledger import ALARMS, FRESH_AT, NEVER, SCHEMA, Columns, Ledger, V, W, next_epoch
 from distribcache.coherence.lsn import DEFAULT_SEGMENT, normalise
 from distribcache.coherence.visibility import Snapshot, Visibility
 from distribcache.coherence.watching import Watching
@@ -64,11 +64,17 @@ class Coverage:
         full_poll_ns: int,
         quick_poll_ns: int,
         on_fresh: Callable[[int], None] = lambda _: None,
+        workers: int = 0,
     ) -> None:
         self.ledger = ledger
         self.watching = Watching(ledger)
         self.counters = counters
         self.on_fresh = on_fresh
+        self.on_move: Callable[[], None] | None = None
+        """Called behind the stores: other processes are to be told."""
+        self.on_heard: Callable[[], None] | None = None
+        """Called when an alarm of a worker was found."""
+        self._heard = [0] * workers
         self.full_poll_ns = full_poll_ns
         self.quick_poll_ns = quick_poll_ns
         self.epoch = 0
@@ -104,6 +110,7 @@ class Coverage:
         self.alarms = Alarms()
         self.pending: deque[tuple[int, int]] = deque()
         self.counters.epoch_changes += 1
+        self._moved()
 
     def begin(self, start: int, segment: int = DEFAULT_SEGMENT) -> None:
         """The stream has started; it will carry every commit that ends behind ``start``."""
@@ -181,7 +188,9 @@ class Coverage:
         self.counters.alarms += 1
         self.counters.alarms_by[reason] += 1
         self.counters.last_alarm = reason
-        return self.alarms.raise_(reason, hold, xid)
+        number = self.alarms.raise_(reason, hold, xid)
+        self._moved()
+        return number
 
     def catalogue_alarm(self, reason: str) -> int:
         """A change that is already acknowledged or seen: no hit from here on until the catalogue was read again.
@@ -189,6 +198,25 @@ class Coverage:
         The alarm's number.
         """
         return self._alarm(reason, self.ledger.words[W]) if self.running else 0
+
+    def hear(self, reason: str = "ddl") -> bool:
+        """Was an alarm raised by a worker since the last time? Then it is one here.
+
+        Asked before ``fresh_at`` is stored: a worker counts its alarm before it reads the clock for its floor, so a
+        time beyond that floor was read when the count was there already.
+        """
+        counts = self.ledger.words[ALARMS : ALARMS + len(self._heard)].tolist()
+        if counts == self._heard:
+            return False
+        self._heard = counts
+        self.catalogue_alarm(reason)
+        if self.on_heard is not None:
+            self.on_heard()
+        return True
+
+    def _moved(self) -> None:
+        if self.on_move is not None:
+            self.on_move()
 
     def wants_reread(self, now: int) -> bool:
         """Is there anything that a re-read begun now would settle?"""
@@ -224,6 +252,9 @@ class Coverage:
             self.settle_at, self.settle_changed = 0, False
         if not self.settle_at and any(alarm.xid == -1 and alarm.reason not in _OWN for alarm in answered):
             self.settle_at = began_at + SETTLE_NS
+        if self._heard and view.relations is not None:
+            for oid in view.relations.oids:  # workers only know slots that they were told
+                self.slot_of(oid)
         self.ledger.admit(self.relations.oids, max(self.received, self.target))
         self.fingerprint = view.fingerprint
         self.quick = view.quick
@@ -264,8 +295,11 @@ class Coverage:
 
     def publish(self) -> None:
         """Store W, V and ``fresh_at`` in this order, after the slots."""
-        if not self.running:
-            return
+        if self.running:
+            self._publish()
+            self._moved()
+
+    def _publish(self) -> None:
         words = self.ledger.words
         limit = self.alarms.limit()
         applied = self.received if limit is None else min(self.received, limit)
@@ -282,7 +316,7 @@ class Coverage:
             return
         self.serving = True
         fresh_at = min(self.reached_at, self.limit_at())
-        if fresh_at > words[FRESH_AT]:
+        if fresh_at > words[FRESH_AT] and not (self._heard and self.hear()):
             words[FRESH_AT] = fresh_at
             self.on_fresh(fresh_at)
 

@@ -167,6 +167,19 @@ class Databases:
             await asyncio.wait(self._tasks)
 
     def _make(self, name: str) -> Coherence:
+        found = self._local(name)
+        if found is not None:
+            return found
+        followed = sum(1 for coherence in self._open.values() if coherence.mode == "wal")
+        if followed >= self._options.max_databases:
+            return PassThrough(name, "too_many_databases")
+        coherence = self._followed(name)
+        # What changed there may be shared by all databases: look at once instead of at the next poll.
+        coherence.alarm_listeners.append(self._look_elsewhere)
+        return coherence
+
+    def _local(self, name: str) -> Coherence | None:
+        """What needs no change stream."""
         printable = name.encode("utf-8", "backslashreplace").decode()
         if printable != name:
             return PassThrough(printable, "database_name")
@@ -174,13 +187,10 @@ class Databases:
             return PassThrough(name, "template_database")
         if self._options.invalidation == "ttl":
             return TtlOnly(self._conninfo, name, self._options, self._log)
-        followed = sum(1 for coherence in self._open.values() if coherence.mode == "wal")
-        if followed >= self._options.max_databases:
-            return PassThrough(name, "too_many_databases")
-        coherence = DatabaseCoherence(self._conninfo, name, self._options, self._log)
-        # What changed there may be shared by all databases: look at once instead of at the next poll.
-        coherence.alarm_listeners.append(self._look_elsewhere)
-        return coherence
+        return None
+
+    def _followed(self, name: str) -> DatabaseCoherence:
+        return DatabaseCoherence(self._conninfo, name, self._options, self._log)
 
     def _start(self, name: str) -> None:
         coherence = self._open.get(name)
@@ -192,7 +202,13 @@ class Databases:
         while name in self._stopping:
             await asyncio.wait({self._stopping[name]})
         if self._open.get(name) is coherence and name not in self._ddl:
-            await coherence.start()
+            await self._enter(coherence)
+
+    async def _enter(self, coherence: Coherence) -> None:
+        await coherence.start()
+
+    async def _quit(self, coherence: Coherence) -> None:
+        await coherence.stop()
 
     def _leave(self, name: str) -> None:
         self._linger.pop(name, None)
@@ -203,7 +219,7 @@ class Databases:
             self._stop(name, coherence)
 
     def _stop(self, name: str, coherence: Coherence) -> None:
-        task = self._stopping[name] = self._spawn(coherence.stop())
+        task = self._stopping[name] = self._spawn(self._quit(coherence))
 
         def done(_: asyncio.Task[None]) -> None:
             if self._stopping.get(name) is task:

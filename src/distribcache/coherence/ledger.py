@@ -1,7 +1,7 @@
 """The ledger: tag → highest commit position that touched it, in one flat array of 64-bit words.
 
-What it must do: make an invalidation one store and a check one load per tag (coherence rule R1), in memory that later
-can be a mapped file shared by several processes.
+What it must do: make an invalidation one store and a check one load per tag (coherence rule R1), in memory of this
+process or in memory that several processes share.
 
 Rules:
 1. One writer. Every store is one aligned 8-byte store through a ``memoryview`` cast to ``Q``; ``struct.pack_into``
@@ -21,22 +21,35 @@ Rules:
 7. Indices mean something to this ledger alone. What an entry depends on is told to others as *tags*: a relation, a
    column set, or the number of a row slot, which is the same wherever the format is.
 
-Layout: ``FORMAT EPOCH W V FRESH_AT``, one floor word per worker, the schema slot, dense slots for relations and
-wildcards, then, from a page's beginning on, the row slots. Memory comes from the system as zeroes that take no room
-until they are written to.
+8. Shared, it has one writer still, but for one word in each of three ranges that belongs to one worker: its floor, its
+   count of catalogue alarms, and the moment of the last one. Other processes act upon W, V and ``fresh_at`` only when
+   they are told by a message that follows the stores (``mirror``); slots, schema and epoch they read here.
+9. Row slots are cleared where coverage starts again, behind everything that ended the old epoch: whoever is looking at
+   an entry of that time sees the new epoch afterwards (``validity``).
+
+Layout: ``FORMAT EPOCH W V FRESH_AT UNKNOWN``, the three words of each worker, the schema slot, dense slots for
+relations and wildcards, then, from a page's beginning on, the row slots. Memory comes from the system as zeroes that
+take no room until they are written to.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import mmap
+import os
 import sys
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from xxhash import xxh3_64_intdigest
 
+from distribcache.clock import now_ns
+
 __all__ = [
+    "ALARMED",
+    "ALARMS",
     "EPOCH",
     "FLOORS",
     "FORMAT",
@@ -45,19 +58,23 @@ __all__ = [
     "MAX_WORKERS",
     "NEVER",
     "SCHEMA",
+    "UNKNOWN",
     "Columns",
     "Ledger",
     "V",
     "W",
+    "memory",
     "next_epoch",
     "tag_prefix",
 ]
 
 LEDGER_FORMAT: Final = 2
 MAX_WORKERS: Final = 64
-FORMAT, EPOCH, W, V, FRESH_AT = range(5)
+FORMAT, EPOCH, W, V, FRESH_AT, UNKNOWN = range(6)
 FLOORS: Final = 8  # words 8 … 8 + MAX_WORKERS - 1
-SCHEMA: Final = FLOORS + MAX_WORKERS
+ALARMS: Final = FLOORS + MAX_WORKERS
+ALARMED: Final = ALARMS + MAX_WORKERS
+SCHEMA: Final = ALARMED + MAX_WORKERS
 _FIRST_TABLE: Final = SCHEMA + 1
 NEVER: Final = (1 << 64) - 1
 _TABLE, _WILDCARD, _ROW = b"t", b"w", b"r"
@@ -66,12 +83,16 @@ _PIECE: Final = 1 << 20
 
 Columns = tuple[str, ...]
 
-_epochs = itertools.count(1)
+_last_epoch = 0
 
 
 def next_epoch() -> int:
-    """A local epoch that no other ledger or time of this process has had (coherence rule R8)."""
-    return next(_epochs)
+    """A local epoch that no other ledger or time of this process has had, nor an earlier one that left entries where
+    processes share them (coherence rule R8).
+    """
+    global _last_epoch
+    _last_epoch = max(_last_epoch + 1, now_ns())
+    return _last_epoch
 
 
 def tag_prefix(oid: int, columns: Columns) -> bytes:
@@ -81,22 +102,48 @@ def tag_prefix(oid: int, columns: Columns) -> bytes:
     return head + b"".join(len(name).to_bytes(4, "little") + name for name in names)
 
 
+def memory() -> int:
+    """A descriptor of memory that processes can share: it has no name, and is gone with the last of them."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("distribcache", os.MFD_CLOEXEC)
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
+
+
 class Ledger:
-    """Words of one database; see the module's rules. ``tables`` is the number of dense slots."""
+    """Words of one database; see the module's rules. ``tables`` is the number of dense slots; ``fd``: of memory to be
+    shared, made ready by its ``writer``, who is one; without it the memory is this process's own.
+    """
 
-    __slots__ = ("_mask", "_memory", "_next", "_overflow", "_sets", "_slots", "_tags", "_wildcards", "rows_at", "words")
+    __slots__ = (
+        "_mask", "_memory", "_next", "_overflow", "_sets", "_shared", "_slots", "_tags", "_wildcards", "rows_at",
+        "words",
+    )  # fmt: skip
 
-    def __init__(self, tables: int = 1 << 16, row_slots: int = 1 << 22) -> None:
+    def __init__(
+        self, tables: int = 1 << 16, row_slots: int = 1 << 22, *, fd: int = -1, writer: bool = True
+    ) -> None:
         if tables < 2 or row_slots < 1 or row_slots & (row_slots - 1):
             raise ValueError("a ledger needs two dense slots at least, and a power of two of row slots")
         self._overflow = _FIRST_TABLE + tables - 1
         self.rows_at = -(-8 * (self._overflow + 1) // _PAGE) * _PAGE // 8
         self._mask = row_slots - 1
-        # Private, because only there MADV_DONTNEED means zeroes.
-        private = {} if sys.platform == "win32" else {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS}
-        self._memory = mmap.mmap(-1, 8 * (self.rows_at + row_slots), **private)
+        self._shared = fd >= 0
+        size = 8 * (self.rows_at + row_slots)
+        if self._shared:
+            if writer:
+                os.ftruncate(fd, size)
+            self._memory = mmap.mmap(fd, size)
+        else:
+            # Private, because only there MADV_DONTNEED means zeroes.
+            private = {} if sys.platform == "win32" else {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS}
+            self._memory = mmap.mmap(-1, size, **private)
         self.words: memoryview = memoryview(self._memory).cast("Q")
-        self.words[FORMAT] = LEDGER_FORMAT
+        if writer:
+            self.words[FORMAT] = LEDGER_FORMAT
+            self.words[UNKNOWN] = NEVER
+        elif self.words[FORMAT] != LEDGER_FORMAT:
+            raise ValueError("a ledger of another format")
         self._slots: dict[int, int] = {}
         self._wildcards: dict[tuple[int, Columns], int] = {}
         self._tags: dict[int, bytes] = {}
@@ -124,6 +171,40 @@ class Ledger:
         if slot is None:
             slot = self._wildcards[oid, columns] = self._dense(initial, _WILDCARD + tag_prefix(oid, columns))
         return slot
+
+    def slots(self, known: int = 0) -> list[tuple[int, int]]:
+        """Relations and their slots, in the order in which they were made, without the first ``known``."""
+        return list(itertools.islice(self._slots.items(), known, None))
+
+    def wildcards(self, known: int = 0) -> list[tuple[int, Columns, int]]:
+        """The same of wildcards."""
+        return [(oid, columns, slot) for (oid, columns), slot in itertools.islice(self._wildcards.items(), known, None)]
+
+    def sizes(self) -> tuple[int, int]:
+        """How many relations and wildcards have a slot."""
+        return len(self._slots), len(self._wildcards)
+
+    def learn(self, relations: Iterable[tuple[int, int]]) -> None:
+        """In another process: what the one that writes has made, as its ``slots`` says it."""
+        for oid, slot in relations:
+            self._slots[oid] = slot
+            if slot != self._overflow:
+                self._tags[slot] = _TABLE + oid.to_bytes(8, "little")
+
+    def learn_wildcard(self, oid: int, columns: Columns, slot: int) -> None:
+        """The same of one wildcard."""
+        self._wildcards[oid, columns] = slot
+        if slot != self._overflow:
+            prefix = tag_prefix(oid, columns)
+            self._tags[slot], self._sets[prefix] = _WILDCARD + prefix, slot
+
+    def known(self, oid: int) -> int:
+        """The slot of a relation, or the one that no entry satisfies while it has none."""
+        return self._slots.get(oid, UNKNOWN)
+
+    def known_wildcard(self, oid: int, columns: Columns) -> int:
+        """The slot of a wildcard; 0 while it has none."""
+        return self._wildcards.get((oid, columns), 0)
 
     def row_slot(self, oid: int, columns: Columns, values: tuple[bytes, ...]) -> int:
         """The slot of the rows of a relation that have these values, as the change stream prints them unquoted."""
@@ -225,18 +306,22 @@ class Ledger:
         for slot in range(_FIRST_TABLE, self._next):
             words[slot] = NEVER
         words[self._overflow] = NEVER if self._next == self._overflow else 0
-        self._forget_rows()
+        if not self._shared:
+            self._forget_rows()
 
     def _forget_rows(self) -> None:
         """Row slots become zero, and their memory is given back where the system has a word for that."""
         start, end = 8 * self.rows_at, len(self._memory)
         if sys.platform == "linux" and start % mmap.PAGESIZE == 0:
-            self._memory.madvise(mmap.MADV_DONTNEED, start, end - start)
-            return
+            with contextlib.suppress(OSError):  # a file system that cannot make holes
+                self._memory.madvise(mmap.MADV_REMOVE if self._shared else mmap.MADV_DONTNEED, start, end - start)
+                return
         for at in range(start, end, _PIECE):
             self._memory[at : min(at + _PIECE, end)] = bytes(min(_PIECE, end - at))
 
     def open(self, lsn: int) -> None:
         """Coverage starts at ``lsn`` under the present epoch."""
+        if self._shared:
+            self._forget_rows()
         self.words[W] = lsn
         self.words[SCHEMA] = lsn

@@ -35,13 +35,13 @@ from distribcache.coherence.options import Options
 from distribcache.coherence.reasons import REASONS, NotServing, from_connect_error
 from distribcache.errors import UpstreamError
 
-__all__ = ["Link", "ServerIdentity", "counts_as_synchronous"]
+__all__ = ["IDENTITY", "Link", "ServerIdentity", "counts_as_synchronous"]
 
 _FREE = 2
 _PUBLICATIONS = 2
 _SOME = 50  # tables that are locked together while they are added
 _TERMINATE_TRIES = 40
-_IDENTITY = (
+IDENTITY = (
     "SELECT (SELECT system_identifier FROM pg_control_system())::text, "
     "extract(epoch FROM pg_postmaster_start_time())::text, pg_is_in_recovery()"
 )
@@ -100,6 +100,8 @@ class Link:
         self.slot = ""
         self.start = 0
         self.role = ""
+        self.where: dict[str, str] = {}
+        """Host, port and address that the first connection has reached."""
         self.plugin = "pgoutput" if options.plugin == "pgoutput" else "test_decoding"
         self.published: tuple[frozenset[int], bytes] = (frozenset(), b"")
         """With pgoutput: what the stream was told when it began, see ``_published``."""
@@ -211,7 +213,7 @@ class Link:
         return connection
 
     async def _check(self) -> None:
-        row = await (await self.probe.execute(_IDENTITY.encode())).fetchone()
+        row = await (await self.probe.execute(IDENTITY.encode())).fetchone()
         assert row is not None
         self.identity = ServerIdentity(*row)
         if self.identity.in_recovery:
@@ -237,6 +239,7 @@ class Link:
         address = reached.hostaddr.decode()
         if address:
             where["hostaddr"] = address
+        self.where = where
         conninfo = make_conninfo(self._conninfo, **where)
         self.catalogue = Catalogue(await self._connect(conninfo, statement_ms=STATEMENT_MS, lock_ms=LOCK_MS))
         try:
@@ -244,7 +247,7 @@ class Link:
         except psycopg.Error as error:
             raise from_connect_error(error, was_up=True, role=self.role) from error
         for connection in (self.catalogue.connection, self.stream):
-            row = await (await connection.execute(_IDENTITY.encode())).fetchone()
+            row = await (await connection.execute(IDENTITY.encode())).fetchone()
             if row is None or self.identity is None or tuple(row) != _first(self.identity):
                 raise NotServing("different_servers")
         row = await (await self.stream.execute(b"IDENTIFY_SYSTEM")).fetchone()

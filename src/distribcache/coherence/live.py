@@ -39,14 +39,19 @@ Log = Callable[[str], None]
 
 
 class DatabaseCoherence:
-    """See the module. ``conninfo`` is for libpq, without the database; ``log`` takes lines for people."""
+    """See the module. ``conninfo`` is for libpq, without the database; ``log`` takes lines for people. With ``workers``
+    the ledger lies in the memory of ``fd``, which they share.
+    """
 
     mode = "wal"
 
-    def __init__(self, conninfo: str, name: str, options: Options | None = None, log: Log = lambda _: None) -> None:
+    def __init__(
+        self, conninfo: str, name: str, options: Options | None = None, log: Log = lambda _: None, *,
+        workers: int = 0, fd: int = -1,
+    ) -> None:  # fmt: skip
         self.name = name
         self.options = options or Options()
-        self.ledger = Ledger(self.options.tables)
+        self.ledger = Ledger(self.options.tables, fd=fd)
         self.words = self.head = self.ledger.words
         self.floors: memoryview | None = None
         self.alarmed: memoryview | None = None
@@ -61,7 +66,9 @@ class DatabaseCoherence:
             self.counters,
             full_poll_ns=int(self.options.schema_poll_s * 1e9),
             quick_poll_ns=int(self.options.quick_poll_s * 1e9),
+            workers=workers,
         )
+        self.coverage.on_heard = self._alarmed
         self._conninfo = make_conninfo(conninfo, dbname=name)
         self._log = log
         self._state: NotServing | None = NotServing("starting")
@@ -84,6 +91,11 @@ class DatabaseCoherence:
     def plugin(self) -> str:
         """The output plugin of the present stream; empty when there is none."""
         return "" if self._following is None else self._following.link.plugin
+
+    @property
+    def where(self) -> dict[str, str]:
+        """Host, port and address of the server that is followed; empty while none is."""
+        return {} if self._following is None else self._following.link.where
 
     @property
     def reason(self) -> str:
@@ -202,6 +214,13 @@ class DatabaseCoherence:
         Call it when the server has ended the transaction, before its client is told.
         """
         self.coverage.catalogue_alarm(reason)
+        self._alarmed()
+
+    def hear(self, reason: str) -> None:
+        """A worker says that it has raised an alarm."""
+        self.coverage.hear(reason)
+
+    def _alarmed(self) -> None:
         if self._following is not None:
             self._following.look_soon(poll=False)
         for listener in self.alarm_listeners:

@@ -48,6 +48,7 @@ class TtlOnly:
         self.identity: ServerIdentity | None = None
         self.server_version_num = 0
         self.epoch_listeners: list[Callable[[int], None]] = []
+        self.alarm_listeners: list[Callable[[str, str], None]] = []
         self.epoch = 0
         self.looked_at = 0
         self.serving = True
@@ -118,6 +119,12 @@ class TtlOnly:
 
     def catalogue_alarm(self, reason: str) -> None:
         """Everything stored so far is dropped."""
+        self.dropped(reason)
+        for listener in self.alarm_listeners:
+            listener(self.name, reason)
+
+    def dropped(self, reason: str) -> None:
+        """As ``catalogue_alarm``, of which others know."""
         self.counters.alarms += 1
         self.counters.alarms_by[reason] += 1
         self.counters.epoch_changes_by["catalogue_alarm"] += 1
