@@ -87,7 +87,6 @@ class Store:
         self.l1 = l1
         self.stack = stack
         self.clock = clock
-        self._came: OrderedDict[Key, str] = OrderedDict()
         self._lease_cost_ns = lease_cost_ns
         self._patience_s = patience_s
         self._cheap: OrderedDict[Key, None] = OrderedDict()
@@ -183,19 +182,19 @@ class Store:
         record = self.stack.find_near(place.digest) if place.near else None
         if record is None or record.epoch != coherence.own_epoch():
             return None
-        return self._rise("L2", key, record, coherence)
+        return self._rise(key, record, coherence)
 
     async def rise_far(self, key: Key, place: Place, coherence: Coherence) -> Entry | None:
         """The answer from L3, now in the tiers above too; None when it is not there or no longer valid."""
         record = await self.stack.find_far(place.digest) if place.far else None
         if record is None or record.epoch != coherence.shared_epoch():
             return None
-        entry = self._rise("L3", key, record, coherence)
+        entry = self._rise(key, record, coherence)
         if entry is not None:
             self._place(Place(place.digest, place.near, far=False), record, coherence)
         return entry
 
-    def _rise(self, tier: str, key: Key, record: Record, coherence: Coherence) -> Entry | None:
+    def _rise(self, key: Key, record: Record, coherence: Coherence) -> Entry | None:
         """An entry of this process, or None; the caller has compared epochs."""
         slots = coherence.slots_for(record.tags)
         if slots is None or not 0 < record.analysis <= record.fill:
@@ -216,14 +215,7 @@ class Store:
         if not valid(entry, coherence.words, self.clock.now, coherence.head):
             return None
         self.l1.put(key, entry)
-        self._came[key] = tier
-        if len(self._came) > _WAITING:
-            self._came.popitem(last=False)
         return entry
-
-    def came_from(self, key: Key) -> str:
-        """The tier that the entry of this key has come from since the last time that this was asked, else L1."""
-        return self._came.pop(key, "L1") if self._came else "L1"
 
     # -- expensive misses
 
@@ -231,18 +223,18 @@ class Store:
         """May this miss be so expensive that one node should ask for all?"""
         return place.far and key not in self._cheap
 
-    async def lead(self, key: Key, place: Place, coherence: Coherence) -> None:
-        """Returns when this node may ask PostgreSQL, or the answer has come from the node that did, or time is up.
+    async def lead(self, key: Key, place: Place, coherence: Coherence) -> Entry | None:
+        """The answer, from the node that asked; None: this node may ask PostgreSQL, or time is up.
 
         All who ask for one key wait for one lease.
         """
         waiting = self._leases.get(place.digest)
         if waiting is not None:
             await asyncio.shield(waiting)
-            return
+            return self.l1.entries.get(key)
         mine = self._leases[place.digest] = asyncio.get_running_loop().create_future()
         try:
-            await self._lease(key, place, coherence)
+            return await self._lease(key, place, coherence)
         except asyncio.CancelledError:
             self.landed(place)  # whoever would have asked has gone
             raise
@@ -250,21 +242,23 @@ class Store:
             del self._leases[place.digest]
             mine.set_result(None)
 
-    async def _lease(self, key: Key, place: Place, coherence: Coherence) -> None:
+    async def _lease(self, key: Key, place: Place, coherence: Coherence) -> Entry | None:
         far = self.stack.far
         until = now_ns() + int(self._patience_s * 1e9)
         pause = _POLL_S
         while far is not None:
             if await far.lease(place.digest, self._patience_s):
                 self._leased.add(place.digest)
-                return
+                return None
             if now_ns() > until:
-                return
+                return None
             # What happens on another machine sends no event here.
             await asyncio.sleep(pause)
             pause = min(1.5 * pause, _POLL_MOST_S)
-            if await self.rise_far(key, place, coherence) is not None:
-                return
+            entry = await self.rise_far(key, place, coherence)
+            if entry is not None:
+                return entry
+        return None
 
     def landed(self, place: Place) -> None:
         """The miss that a lease was for has ended: the others may have its answer, or ask themselves."""

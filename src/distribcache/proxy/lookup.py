@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import enum
-from typing import TYPE_CHECKING, Final, Literal
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from distribcache.catalog.statement import Analysis
 from distribcache.clock import now_ns
@@ -145,9 +146,17 @@ def _rise(s: Session, key: Key, analysis: Analysis) -> Entry | Wait | None:
     entry = store.rise_near(key, place, s.coherence)
     if entry is None and place.far:
         s.tried.add(("far", key))
-        s.wait("far", store.rise_far(key, place, s.coherence))
+        s.wait("far", _risen(s, "L3", store.rise_far(key, place, s.coherence)))
         return WAIT
+    if entry is not None:
+        s.risen = "L2", s.hot.hits + 1
     return entry
+
+
+async def _risen(s: Session, tier: str, way: Coroutine[Any, Any, Entry | None]) -> None:
+    """Remember which tier the next hit comes from, if it is one."""
+    if await way is not None:
+        s.risen = tier, s.hot.hits + 1
 
 
 def serve_entry(s: Session, key: Key, entry: Entry, asked: bytes) -> bytes:
@@ -161,7 +170,6 @@ def serve_entry(s: Session, key: Key, entry: Entry, asked: bytes) -> bytes:
     s.txn.read = s.txn.read or s.txn.local
     hot.saved_ns += entry[7]
     hot.last = entry
-    s.risen = s.node.store.came_from(key), hot.hits
     hot.age_ns = now_ns() - hot.head[FRESH_AT]
     hot.oldest_ns = max(hot.oldest_ns, hot.age_ns)
     if s.armed:
@@ -190,7 +198,7 @@ def start_fill(
         return WAIT
     place = place_of(s, key, analysis)
     if alone and place is not None and key not in flights and s.node.store.dear(key, place) and "lease" not in s.tried:
-        s.wait("lease", s.node.store.lead(key, place, s.coherence))
+        s.wait("lease", _risen(s, "L3", s.node.store.lead(key, place, s.coherence)))
         return WAIT
     slots = slots_of(s.coherence, analysis, sql, bound)
     point = s.coherence.fill_point()

@@ -79,7 +79,7 @@ class Session(Standing):
         """The error that answers the unit at hand."""
         self.tried: set[str | tuple[str, tuple[int, bytes]]] = set()
         self.risen = ("L1", 0)
-        """The tier that the last hit of the slower path came from, and the number of that hit."""
+        """The tier that an answer came up from, and the number of the hit that it was for."""
         """What was already awaited for the unit at hand."""
         self.arrival = 0
         """When the unit at hand was first looked at, in ``now_ns``."""
