@@ -80,7 +80,7 @@ class Valkey:
         self.binary = Path(binary) if binary is not None else server_binary()
         self.host = HOST
         self.port = port
-        self.password = "" if users or clustered else os.urandom(16).hex()
+        self.password = (options or {}).get("requirepass", "" if users or clustered else os.urandom(16).hex())
         self._fixed_port = port != 0
         self._clustered = clustered
         self._users = tuple(users)

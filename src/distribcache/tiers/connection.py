@@ -11,7 +11,8 @@ Rules:
    comes after it can be trusted to be in its place. All waiting questions are lost at once.
 4. All questions of a connection have the same deadline, so the oldest is always the next to be late: one timer looks
    at it, instead of one per question.
-5. When the loop itself was held up, replies may lie unread in the socket: the timer then lets the loop read first.
+5. When the loop itself was held up, questions may still lie here and replies unread in the socket: the timer then lets
+   the loop send and read first, for a quarter of the deadline.
 6. Questions of one turn of the loop leave in one write. A server that does not read is asked no more.
 
 ``dial`` opens a connection and makes sure that it is of use: it logs in and asks one trial question.
@@ -24,7 +25,7 @@ import enum
 import ssl
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, cast
 
 from distribcache.clock import now_ns
 from distribcache.config.units import Address
@@ -36,6 +37,10 @@ __all__ = ["ARRAY", "BULK", "INTEGER", "OK", "Access", "Answer", "Connection", "
 _HELD_UP_NS = 2_000_000
 _SICK = frozenset("busy clusterdown loading masterdown noauth noperm readonly".split())
 """Errors that say that the server is of no use at present, whatever the question."""
+
+
+_SLOW = ("slow", "it does not answer within l3.deadline")
+_CLOSED = ("lost", "it closed the connection")
 
 
 class Lost(enum.Enum):
@@ -56,7 +61,11 @@ ARRAY: Final[Kinds] = (list, Refusal)
 
 
 class UnusableError(Exception):
-    """A server that cannot be used at present; the text is ours and names no secret."""
+    """A server that cannot be used at present: ``code`` in one stable word, the text for people. It is ours."""
+
+    def __init__(self, code: str, text: str) -> None:
+        super().__init__(text)
+        self.code = code
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +87,10 @@ class Connection(asyncio.Protocol):
     def __init__(
         self, loop: asyncio.AbstractEventLoop, max_bulk: int, deadline: float, breaker: Breaker, high_water: int
     ) -> None:
-        self.deadline_ns = round(deadline * 1e9)
+        self._deadline_ns = round(deadline * 1e9)
         self.why = ""
-        """Why it ended."""
+        """Why it ended; ``code`` is the same in one stable word."""
+        self.code = ""
         self.ended: asyncio.Future[None] = loop.create_future()
         self.answered = 0
         """Replies in time."""
@@ -105,14 +115,22 @@ class Connection(asyncio.Protocol):
         if self._full or self.why:
             future.set_result(Lost.ENDED if self.why else Lost.BUSY)
             return future
-        due = now_ns() + self.deadline_ns
+        due = now_ns() + self._deadline_ns
         self._waiting.append((future, due, kinds))
         if not self._out:
             self._loop.call_soon(self._flush)
         self._out.append(request)
         if self._timer is None:
-            self._look_at(due, self.deadline_ns)
+            self._look_at(due, self._deadline_ns)
         return future
+
+    def hasten(self, deadline: float) -> None:
+        """Another deadline from now on. Nothing may be waiting: the oldest question has to be the next to be late."""
+        assert not self._waiting
+        self._deadline_ns = round(deadline * 1e9)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def _flush(self) -> None:
         out, self._out = self._out, []
@@ -128,7 +146,8 @@ class Connection(asyncio.Protocol):
         self._timer = None
         now = now_ns()
         if now - self._timer_due > _HELD_UP_NS:
-            self._look_at(now, 1_000_000)
+            grace = self._deadline_ns >> 2
+            self._look_at(now + grace, grace)
             return
         waiting = self._waiting
         while self._late < len(waiting) and not self.why:
@@ -140,7 +159,7 @@ class Connection(asyncio.Protocol):
             if not future.done():
                 future.set_result(Lost.LATE)
             if self._breaker.failed():
-                self.end("it does not answer in time")
+                self.end(*_SLOW)
 
     # -- hearing -------------------------------------------------------------------------------------------------
 
@@ -148,13 +167,13 @@ class Connection(asyncio.Protocol):
         try:
             replies = self._replies.feed(data)
         except MalformedReplyError as error:
-            self.end(f"it sent {error}")
+            self.end("malformed", f"it sent {error}")
             return
         waiting = self._waiting
         worked = False
         for reply in replies:
             if not waiting:
-                self.end("it sent an answer to no question")
+                self.end("malformed", "it sent an answer to no question")
                 return
             future, _, kinds = waiting.popleft()
             if not isinstance(reply, kinds) or (
@@ -162,7 +181,7 @@ class Connection(asyncio.Protocol):
             ):
                 if not future.done():
                     future.set_result(Lost.ENDED)
-                self.end("it sent an answer to another question")
+                self.end("malformed", "it sent an answer to another question")
                 return
             if self._late:
                 self._late -= 1
@@ -171,7 +190,7 @@ class Connection(asyncio.Protocol):
                 future.set_result(reply)
             if type(reply) is Refusal and reply.code in _SICK:
                 if self._breaker.failed():
-                    self.end(f"it answers {reply.code.upper()}")
+                    self.end(*_said(reply))
                     return
             else:
                 worked = True
@@ -182,9 +201,8 @@ class Connection(asyncio.Protocol):
     # -- beginning and ending ------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        transport.set_write_buffer_limits(high=self._high_water)
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)  # those of uvloop do not say that they are
+        self._transport.set_write_buffer_limits(high=self._high_water)
 
     def pause_writing(self) -> None:
         self._full = True
@@ -193,13 +211,13 @@ class Connection(asyncio.Protocol):
         self._full = False
 
     def connection_lost(self, error: Exception | None) -> None:
-        self.end("the connection was lost")
+        self.end(*_CLOSED)
 
-    def end(self, why: str) -> None:
+    def end(self, code: str, why: str) -> None:
         """Close at once; everything that waits is lost. Only the first reason counts."""
         if self.why:
             return
-        self.why = why
+        self.code, self.why = code, why
         self._breaker.lost()
         if self._timer is not None:
             self._timer.cancel()
@@ -230,31 +248,29 @@ async def dial(address: Address, access: Access, deadline: float, breaker: Break
                 lambda: connection, address.host, address.port, ssl=access.tls, server_hostname=host
             )
             await _greet(connection, access)
-            connection.deadline_ns = round(deadline * 1e9)
-            trial = await connection.ask(command(b"GET", access.trial), BULK)
+            connection.hasten(deadline)
+            trial = await connection.ask(command(b"GETRANGE", access.trial, b"0", b"0"), BULK)
+        if isinstance(trial, Lost):
+            raise UnusableError(*_SLOW if trial is Lost.LATE else _CLOSED)
+        if isinstance(trial, Refusal) and trial.code not in ("moved", "ask"):
+            raise UnusableError(*_said(trial))
     except TimeoutError:
-        connection.end("no answer")
-        raise UnusableError("no answer within l3.connect_timeout") from None
+        raise _unusable(connection, "timeout", "no answer within l3.connect_timeout") from None
     except ssl.SSLCertVerificationError as error:
-        connection.end("not trusted")
-        raise UnusableError(f"its certificate is not trusted: {error.verify_message}") from None
+        raise _unusable(connection, "untrusted", f"its certificate: {error.verify_message}") from None
     except ssl.SSLError as error:
-        connection.end("no TLS")
-        raise UnusableError(f"no TLS: {error.reason}") from None
+        raise _unusable(connection, "no_tls", f"no TLS: {error.reason}") from None
     except OSError as error:
-        connection.end("not reached")
-        raise UnusableError(f"not reached: {type(error).__name__}") from None
+        raise _unusable(connection, "unreachable", f"not reached: {type(error).__name__}") from None
     except BaseException:
-        connection.end("given up")
+        connection.end("unusable", "given up")
         raise
-    if isinstance(trial, Lost):
-        connection.end("no answer in time")
-        why = "it does not answer within l3.deadline" if trial is Lost.LATE else "it closed the connection"
-        raise UnusableError(why)
-    if isinstance(trial, Refusal) and trial.code not in ("moved", "ask"):
-        connection.end("refused")
-        raise UnusableError(_said(trial))
     return connection
+
+
+def _unusable(connection: Connection, code: str, text: str) -> UnusableError:
+    connection.end(code, text)
+    return UnusableError(code, text)
 
 
 async def _greet(connection: Connection, access: Access) -> None:
@@ -262,14 +278,16 @@ async def _greet(connection: Connection, access: Access) -> None:
         words = (access.user.encode(), access.password.encode()) if access.user else (access.password.encode(),)
         answer = await connection.ask(command(b"AUTH", *words), OK)
         if answer != b"OK":
-            connection.end("not let in")
-            raise UnusableError(
-                _said(answer) if isinstance(answer, Refusal) else "it closed the connection at the login"
-            )
+            raise UnusableError(*_said(answer) if isinstance(answer, Refusal) else _CLOSED)
     # A name for people who look at the server; a user who may not set it is no worse a user.
     await connection.ask(command(b"CLIENT", b"SETNAME", b"distribcache"), OK)
 
 
-def _said(refusal: Refusal) -> str:
+_DENIED = frozenset("noauth noperm wrongpass".split())
+
+
+def _said(refusal: Refusal) -> tuple[str, str]:
+    """An error of a server as a code and a text; the server's own words are not repeated beyond the first."""
     word = refusal.code.upper()
-    return f"it answers {word if word.isalpha() and len(word) <= 20 else 'an error'}"
+    known = word.isascii() and word.isalpha() and len(word) <= 20
+    return "denied" if refusal.code in _DENIED else "refused", f"it answers {word if known else 'with an error'}"

@@ -76,7 +76,8 @@ class DistributedCache:
         # One more byte than an entry may have: so a longer one is seen to be longer, and never sent as a whole.
         self._read_head = b"*4\r\n$8\r\nGETRANGE\r\n$%d\r\n" % key_bytes + self._prefix
         self._read_tail = b"\r\n$1\r\n0\r\n$%d\r\n%d\r\n" % (len(str(self._max_value)), self._max_value)
-        self._hits = self._misses = self._puts = self._refused = self._raw = self._stored = 0
+        self._hits = self._misses = self._puts = self._raw = self._stored = 0
+        self._refusals: Counter[str] = Counter()
         self._failures: Counter[str] = Counter()
         self._latency = Latency()
         self._queue: dict[Digest, Record] = {}
@@ -177,20 +178,24 @@ class DistributedCache:
         size = len(record.payload) + _ENTRY_BYTES
         old = self._queue.get(digest)
         room = QUEUE_BYTES - self._queued_bytes + (len(old.payload) + _ENTRY_BYTES if old is not None else 0)
-        if (
-            len(record.payload) > self._settings.max_entry
-            or size > room
-            or record.expires_at <= self._now()
-            or self._writes_to(self._prefix + digest.hex().encode()) is None
-        ):
-            self._refused += 1
-            return False
+        if len(record.payload) > self._settings.max_entry:
+            return self._refuse("large")
+        if record.expires_at <= self._now():
+            return self._refuse("expired")
+        if size > room:
+            return self._refuse("queue_full")
+        if self._writes_to(self._prefix + digest.hex().encode()) is None:
+            return self._refuse("off")
         self._unqueue(digest)
         self._queue[digest] = record
         self._queued_bytes += size
         self._puts += 1
         self._wake.set()
         return True
+
+    def _refuse(self, why: str) -> bool:
+        self._refusals[why] += 1
+        return False
 
     async def discard(self, digest: Digest) -> None:
         """Delete it, written or waiting; whoever asked waits no longer than the deadline for that."""
@@ -325,12 +330,13 @@ class DistributedCache:
 
     def stats(self) -> TierStats:
         mesh = self._mesh
+        reason, detail = mesh.reason if mesh is not None else ("no_peers", "l3.peers names no server")
         return TierStats(
             entries=0,
             bytes_used=0,
             capacity_bytes=0,
             puts=self._puts,
-            refused=self._refused,
+            refused=self._refusals.total(),
             hits=self._hits,
             misses=self._misses,
             failures=dict(self._failures),
@@ -340,7 +346,10 @@ class DistributedCache:
             p99_us=self._latency.quantile_us(0.99),
             peers=mesh.known if mesh is not None else 0,
             healthy_peers=mesh.healthy if mesh is not None else 0,
-            reason=mesh.reason if mesh is not None else "l3.peers names no server",
+            reason=reason,
+            detail=detail,
+            refusals=dict(self._refusals),
+            queued_bytes=self._queued_bytes,
             note=mesh.note if mesh is not None else "",
         )
 

@@ -23,7 +23,7 @@ from distribcache.tiers.connection import Access, Connection, UnusableError, dia
 
 __all__ = ["LONGEST_PAUSES", "UNTRIED", "Link"]
 
-UNTRIED = "not connected yet"
+UNTRIED = ("connecting", "not connected yet")
 LONGEST_PAUSES = 10
 _SOON = 0.1
 
@@ -44,8 +44,8 @@ class Link:
     ) -> None:
         self.address = address
         self.connection: Connection | None = None
-        self.reason = UNTRIED
-        """Why there is no connection."""
+        self.reason, self.detail = UNTRIED
+        """Why there is no connection, in one stable word and for people."""
         self.breaker = Breaker(failures, pause, pause * LONGEST_PAUSES)
         self._pause = pause
         self._access = access
@@ -77,28 +77,28 @@ class Link:
             connection = await dial(self.address, self._access, self._deadline, self.breaker, self._high_water)
         except UnusableError as error:
             self.breaker.lost()
-            self._say(str(error))
+            self._say(error.code, str(error))
             return self.breaker.rest()
         self.breaker.close()
         self.connection = connection
         before = connection.answered
         began = now_ns()
-        self.reason = ""
+        self.reason = self.detail = ""
         self._changed()
         try:
             await connection.ended
         finally:
             self.connection = None
-            connection.end("stopped")
-        self._say(connection.why)
-        if connection.answered > before and connection.why == "the connection was lost":
+            connection.end("stopped", "stopped")
+        self._say(connection.code, connection.why)
+        if connection.answered > before and connection.code == "lost":
             return min(_SOON, self._pause)
         if now_ns() - began > self._pause * LONGEST_PAUSES * 1e9:
             self.breaker.calm()
         return self.breaker.rest()
 
-    def _say(self, reason: str) -> None:
-        changed = self.reason != reason
-        self.reason = reason
+    def _say(self, reason: str, detail: str) -> None:
+        changed = self.detail != detail
+        self.reason, self.detail = reason, detail
         if changed:
             self._changed()

@@ -77,7 +77,7 @@ class Mesh:
         self._limits = limits
         self._log = log
         self._topology: Topology | None = None
-        self._failed_look = ""
+        self._failed_look = UNTRIED
         self._hint: Address | None = None
         self._doubt = asyncio.Event()
         self._well = asyncio.Event()
@@ -96,13 +96,13 @@ class Mesh:
         return sum(peer.reads.connection is not None for peer in self.peers.values())
 
     @property
-    def reason(self) -> str:
-        """Why nobody can be asked; empty when somebody can."""
+    def reason(self) -> tuple[str, str]:
+        """Why nobody can be asked, in one stable word and for people; both empty when somebody can."""
         if self.healthy:
-            return ""
+            return "", ""
         for peer in self.peers.values():
-            return f"{peer.address.host}:{peer.address.port}: {peer.reads.reason}"
-        return self._failed_look or UNTRIED
+            return peer.reads.reason, f"{peer.address.host}:{peer.address.port}: {peer.reads.detail}"
+        return self._failed_look
 
     @property
     def note(self) -> str:
@@ -117,7 +117,7 @@ class Mesh:
                 notes.append("the server is a replica: nothing can be stored")
             if topology.clustered and topology.covered < SLOTS:
                 notes.append(f"{SLOTS - topology.covered} of {SLOTS} slots have no owner")
-        if 0 < self.healthy < len(self.peers) and all(peer.reads.reason != UNTRIED for peer in self.peers.values()):
+        if 0 < self.healthy < len(self.peers) and all(peer.reads.reason != UNTRIED[0] for peer in self.peers.values()):
             notes.append(f"{len(self.peers) - self.healthy} of {len(self.peers)} servers cannot be asked")
         return "; ".join(notes)
 
@@ -173,6 +173,7 @@ class Mesh:
         """The topology as the first server that answers says it."""
         self.looks += 1
         asked: set[Address] = set()
+        replica = None
         for address in self._candidates():
             if address in asked:
                 continue
@@ -180,16 +181,13 @@ class Mesh:
             try:
                 found = await self._ask(address)
             except UnusableError as error:
-                self._failed_look = f"{address.host}:{address.port}: {error}"
+                self._failed_look = error.code, f"{address.host}:{address.port}: {error}"
                 continue
             if found.writable and found.ranges:
-                self._failed_look = ""
                 return found
-            if found.ranges and self._topology is None:
-                self._failed_look = ""
-                return found
-            self._failed_look = f"{address.host}:{address.port}: no slot has an owner"
-        return None
+            replica = replica or (found if found.ranges else None)
+            self._failed_look = "no_owner", f"{address.host}:{address.port}: no slot has an owner"
+        return replica
 
     def _candidates(self) -> list[Address]:
         hint, self._hint = self._hint, None
@@ -210,14 +208,18 @@ class Mesh:
                 if not isinstance(answer, Lost):
                     return read_role(answer, address)
             if isinstance(answer, Refusal):
-                raise UnusableError(f"it refuses CLUSTER SLOTS{' to this user' if answer.code == 'noperm' else ''}")
+                denied = answer.code == "noperm"
+                raise UnusableError(
+                    "denied" if denied else "refused",
+                    f"it refuses CLUSTER SLOTS{' to this user' if denied else ''}",
+                )
             if isinstance(answer, Lost):
-                raise UnusableError("it does not say who owns which slots")
+                raise UnusableError("timeout", "it does not say who owns which slots")
             return read_slots(answer, address)
         except MalformedReplyError as error:
-            raise UnusableError(f"it sent {error}") from None
+            raise UnusableError("malformed", f"it sent {error}") from None
         finally:
-            connection.end("asked")
+            connection.end("stopped", "asked")
 
     async def _take(self, found: Topology) -> None:
         self._topology = found
@@ -243,13 +245,14 @@ class Mesh:
             self._well.set()
         else:
             self._well.clear()
-            if any(each.reads.reason not in ("", UNTRIED) for each in peers):
+            if any(each.reads.reason not in ("", UNTRIED[0]) for each in peers):
                 self._doubt.set()
         self._tell()
 
     def _tell(self) -> None:
         """One line when what people should know has changed."""
-        now = f"off: {self.reason}" if self.reason else (self.note or "on")
-        if now != self._said and not now.endswith(UNTRIED):
+        reason, detail = self.reason
+        now = f"off: {detail}" if reason else (self.note or "on")
+        if now != self._said and reason != UNTRIED[0]:
             self._said = now
             self._log(f"L3 {now}")
