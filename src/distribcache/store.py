@@ -143,6 +143,7 @@ class Store:
             if now - one.since_ns > _PATIENCE_NS:
                 continue
             if coherence.head[FRESH_AT] < one.since_ns:
+                coherence.note_traffic()  # the proof is asked for even if nobody reads any more
                 self._wait(one)
             elif valid(one.entry, coherence.words, self.clock.now, coherence.head):
                 self._give(one)
