@@ -15,7 +15,7 @@ from distribcache.entry import Entry
 from distribcache.proxy import hit, lookup
 
 
-def _always(entry: Entry, words: memoryview, now: float) -> bool:
+def _always(entry: Entry, words: memoryview, now: float, head: memoryview | None = None) -> bool:
     """In the place of coherence rule R1."""
     return True
 

@@ -21,6 +21,7 @@ from distribcache.errors import internal_error
 from distribcache.proxy.listener import Listener
 from distribcache.proxy.node import Node
 from distribcache.proxy.upstream import read_target
+from distribcache.proxy.whole import One
 from distribcache.web.app import Admin
 
 __all__ = ["Proxy", "serve"]
@@ -47,7 +48,7 @@ class Proxy:
         self.databases = Databases(url, options, log)
         self.node = Node(settings, self.databases, log)
         self.listener = Listener(self.node, self.target, log)
-        self.admin = Admin(self.node)
+        self.admin = Admin(One(self.node))
         self.address = ("", 0)
         self.admin_address = ("", 0)
 

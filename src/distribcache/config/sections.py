@@ -70,6 +70,10 @@ class Listen(Section):
     address: Socket = setting("127.0.0.1:6432", "Where PostgreSQL clients connect; port 0 takes a free one.")
     tls_cert: Path | None = setting(None, "Certificate chain (PEM) shown to clients; none means no TLS.")
     tls_key: Path | None = setting(None, "Private key (PEM) of that certificate.")
+    workers: Annotated[int, Field(ge=1, le=64)] = setting(
+        1, "Processes that serve clients, where one core is not enough. Each has a memory tier (l1.size) and limits of "
+        "clients of its own."
+    )
     max_clients: Count = setting(2000, "Clients at once; more are refused with SQLSTATE 53300.")
     login_timeout: Annotated[Duration, at_least(0.1, "100ms")] = setting(
         "15s", "A client that has not logged in by then is disconnected."

@@ -1,7 +1,8 @@
 """CancelRequest: relayed to the server as it is, because the pid and secret that clients hold are the server's own.
 
-The server decides whether the secret is right. What waits here for another client's fill is also taken out of its wait.
-At most ``_AT_ONCE`` requests are relayed at a time; more are dropped, as an overloaded server would.
+The server decides whether the secret is right. What waits for another client's fill, here or in another worker, is also
+taken out of its wait. At most ``_AT_ONCE`` requests are relayed at a time; more are dropped, as an overloaded server
+would.
 """
 
 from __future__ import annotations
@@ -29,7 +30,10 @@ async def relay_cancel(node: Node, target: Target, request: CancelRequest) -> No
     try:
         node.totals.cancels += 1
         session = node.sessions.get((request.pid, request.secret))
-        if session is not None and session.cancelled():
+        if session is not None:
+            if session.cancelled():
+                return
+        elif node.peers is not None and await node.peers.cancelled(request.pid, request.secret):
             return
         transport, peer, _ = await connect(target)
         gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()

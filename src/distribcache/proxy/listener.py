@@ -6,17 +6,20 @@ import asyncio
 import contextlib
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from distribcache.config.units import Address
 from distribcache.errors import ClientError, ConfigError, DistribCacheError
 from distribcache.proxy.connection import Connection
 from distribcache.proxy.node import Node
 from distribcache.proxy.upstream import Target
 
-__all__ = ["Listener"]
+__all__ = ["Listener", "address_of", "bind", "client_tls"]
 
 _TICK = 0.05
+_PAUSE = 0.2
+_BACKLOG = 1024
 _LOOK = 4
 """Ticks between two looks at which databases are being read from memory."""
 _SWEEP = 1000
@@ -26,12 +29,18 @@ _SWEEP = 1000
 class Listener:
     """Accepts clients for one node."""
 
-    def __init__(self, node: Node, target: Target, log: Callable[[str], None]) -> None:
+    def __init__(
+        self, node: Node, target: Target, log: Callable[[str], None], sockets: Sequence[socket.socket] = ()
+    ) -> None:
         self.node = node
+        self._sockets = sockets
+        """Listening already, and shared with other processes; empty: one of its own is opened."""
         self.target = target
         self.log = log
-        self.tls, self.certificate = _client_tls(node.settings.listen.tls_cert, node.settings.listen.tls_key)
+        self.tls, self.certificate = client_tls(node.settings.listen.tls_cert, node.settings.listen.tls_key)
         self._server: asyncio.Server | None = None
+        self._accepting: set[asyncio.Task[None]] = set()
+        self._stopped = False
         self._connections: set[Connection] = set()
         self._strangers: set[Connection] = set()
         self._timer: asyncio.TimerHandle | None = None
@@ -42,27 +51,56 @@ class Listener:
         await self.node.store.stack.start()
         endpoint = self.node.settings.listen.endpoint
         loop = asyncio.get_running_loop()
+        if self._sockets:
+            for sock in self._sockets:
+                sock.setblocking(False)
+                loop.add_reader(sock.fileno(), self._accept, sock)
+            self._tick()
+            return address_of(self._sockets)
         try:
             self._server = await loop.create_server(
-                lambda: Connection(self), endpoint.host, endpoint.port, backlog=1024
+                lambda: Connection(self), endpoint.host, endpoint.port, backlog=_BACKLOG
             )
         except OSError as error:
-            raise ConfigError(
-                f"cannot listen: {error.strerror or error}",
-                where=f"listen.address {endpoint.host}:{endpoint.port}",
-                hint="another program may use this port: choose another with --listen",
-            ) from None
+            raise _taken(endpoint, error) from None
         for sock in self._server.sockets:
             if sock.family in (socket.AF_INET, socket.AF_INET6):
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._tick()
-        name = self._server.sockets[0].getsockname()
-        return str(name[0]), int(name[1])
+        return address_of(self._server.sockets)
+
+    def _accept(self, sock: socket.socket) -> None:
+        """One client per turn of the loop: the other processes take those that this one has no time for."""
+        loop = asyncio.get_running_loop()
+        try:
+            client, _ = sock.accept()
+        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+            return  # another process was first
+        except OSError as error:  # no descriptor is left: a pause, instead of being called again at once
+            self.log(f"cannot accept a client: {error.strerror or error}")
+            loop.remove_reader(sock.fileno())
+            loop.call_later(_PAUSE, self._accept_again, sock)
+            return
+        client.setblocking(False)
+        task = loop.create_task(self._serve(client))
+        self._accepting.add(task)
+        task.add_done_callback(self._accepting.discard)
+
+    def _accept_again(self, sock: socket.socket) -> None:
+        if not self._stopped:
+            asyncio.get_running_loop().add_reader(sock.fileno(), self._accept, sock)
+
+    async def _serve(self, client: socket.socket) -> None:
+        with contextlib.suppress(OSError):  # gone already
+            await asyncio.get_running_loop().connect_accepted_socket(lambda: Connection(self), client)
 
     async def stop(self) -> None:
         """Stop listening and end every connection with the error that a server shutting down would send."""
+        self._stopped = True
         if self._timer is not None:
             self._timer.cancel()
+        for sock in self._sockets:
+            asyncio.get_running_loop().remove_reader(sock.fileno())
         if self._server is not None:
             self._server.close()
         for connection in self._connections | self._strangers:
@@ -120,7 +158,36 @@ class Listener:
         self._timer = asyncio.get_running_loop().call_later(_TICK, self._tick)
 
 
-def _client_tls(cert: Path | None, key: Path | None) -> tuple[ssl.SSLContext | None, bytes]:
+def bind(endpoint: Address) -> list[socket.socket]:
+    """Listening sockets for several processes. Raises ConfigError when that is not possible."""
+    sockets: list[socket.socket] = []
+    try:
+        found = socket.getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, address in dict.fromkeys((each[0], each[4]) for each in found):
+            sock = socket.create_server(address, family=family, backlog=_BACKLOG)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sockets.append(sock)
+    except OSError as error:
+        for sock in sockets:
+            sock.close()
+        raise _taken(endpoint, error) from None
+    return sockets
+
+
+def address_of(sockets: Sequence[socket.socket]) -> tuple[str, int]:
+    """Host and port of the first."""
+    name = sockets[0].getsockname()
+    return str(name[0]), int(name[1])
+
+
+def _taken(endpoint: Address, error: OSError) -> ConfigError:
+    return ConfigError(
+        f"cannot listen: {error.strerror or error}", where=f"listen.address {endpoint.host}:{endpoint.port}",
+        hint="another program may use this port: choose another with --listen",
+    )
+
+
+def client_tls(cert: Path | None, key: Path | None) -> tuple[ssl.SSLContext | None, bytes]:
     """The TLS context for clients and our certificate in DER. Raises ConfigError."""
     if cert is None or key is None:
         return None, b""

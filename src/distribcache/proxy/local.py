@@ -16,7 +16,7 @@ from distribcache.proxy.group import Message, Run, parse_message, read_values
 from distribcache.proxy.hit import AS_UPSTREAM, FINISHED, GONE
 from distribcache.proxy.lookup import WAIT, Considered, Wait, consider, find, only, serve_entry
 from distribcache.proxy.prepared import Prepared
-from distribcache.proxy.shows import own_table
+from distribcache.proxy.shows import gathered, own_table
 from distribcache.proxy.simple import deallocates_own, may_begin
 from distribcache.proxy.transaction import control
 from distribcache.sql.cacheability import Kind, Parsed, Statement
@@ -113,7 +113,10 @@ def answer_run(s: Session, data: bytes, run: Run, state: State, last: bool) -> b
     head = (b"" if parse is None else PARSE_COMPLETE) + BIND_COMPLETE
     parsed = s.parsed(sql)
     one = only(parsed)
-    table = _own(s, one) if parse is not None or statement.own else None
+    ours = parse is not None or statement.own
+    if ours and one is not None and not gathered(s, one.name):
+        return WAIT
+    table = _own(s, one) if ours else None
     if table is not None:
         described = describe_rows(table[0], _formats(data, run.bind)) if run.describe else b""
         state.out.append(head + described + rows(table))
@@ -223,7 +226,10 @@ def answer_loose(s: Session, message: Message, state: State) -> bool | Wait:
             state.out.append(_FINISHED)
             return True
         return False
-    table = _own(s, only(s.parsed(portal.sql)))
+    one = only(s.parsed(portal.sql))
+    if one is not None and kind == Front.EXECUTE and not gathered(s, one.name):
+        return WAIT
+    table = _own(s, one)
     if table is None:
         return False
     if kind == Front.DESCRIBE:

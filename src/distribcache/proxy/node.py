@@ -27,6 +27,7 @@ from distribcache.tiers.stack import stack_of
 from distribcache.workload.classifier import classify
 
 if TYPE_CHECKING:
+    from distribcache.proxy.peers import Peers
     from distribcache.proxy.session import Session
 
 __all__ = ["Database", "Node", "Outcome", "Totals"]
@@ -112,6 +113,8 @@ class Node:
         self.sessions: dict[tuple[int, bytes], Session] = {}
         self.live: set[Session] = set()
         self._known: dict[str, Database] = {}
+        self.peers: Peers | None = None
+        """Where there are several workers: the way to the others."""
 
     def ttl(self, workload: WorkloadType) -> float:
         """Seconds that an answer of this class may live, invalidated or not."""
@@ -127,9 +130,15 @@ class Node:
                 published=lambda: coherence.plugin == "pgoutput",
             )
             # After a crash positions can go back: an old analysis would look current.
-            coherence.epoch_listeners.append(lambda _: analyst.forget())
+            coherence.epoch_listeners.append(lambda _: self._ended(coherence, analyst))
             known = self._known[name] = Database(coherence, analyst)
         return known
+
+    def _ended(self, coherence: Coherence, analyst: Analyst) -> None:
+        analyst.forget()
+        for session in self.live:  # the ledger may be another one
+            if session.coherence is coherence:
+                session.find_ledger()
 
     def leave(self, name: str) -> None:
         """A client's session in database ``name`` is over."""

@@ -31,6 +31,7 @@ from distribcache.proxy.group import parse_message
 from distribcache.proxy.hit import serve
 from distribcache.proxy.node import Database, Node
 from distribcache.proxy.questions import Questions
+from distribcache.proxy.shows import Others
 from distribcache.proxy.standing import Standing
 from distribcache.wire.messages import Front, error_response
 
@@ -78,6 +79,8 @@ class Session(Standing):
         self.failure: bytes | None = None
         """The error that answers the unit at hand."""
         self.tried: set[str | tuple[str, tuple[int, bytes]]] = set()
+        self.others: dict[str, Others] = {}
+        """What other workers said to the last ``SHOW distribcache.*``, by its name."""
         self.risen = ("L1", 0)
         """The tier that an answer came up from, and the number of the hit that it was for."""
         """What was already awaited for the unit at hand."""

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from distribcache.clock import now_ns
 from distribcache.coherence.freshness import Watched
 from distribcache.entry import AT_NS, TABLES, WORKLOAD
 from distribcache.proxy.answer import Table
+from distribcache.proxy.figures import joined, number
 from distribcache.sql.settings import OWN
 from distribcache.tiers.base import Cause
 
 if TYPE_CHECKING:
+    from distribcache.proxy.node import Node
+    from distribcache.proxy.peers import Peers
     from distribcache.proxy.session import Session
 
-__all__ = ["SHOWS", "own_table"]
+__all__ = ["SHOWS", "Others", "gathered", "own_table", "part_of"]
 
 
 def _last(s: Session) -> Table:
@@ -34,14 +38,22 @@ def _last(s: Session) -> Table:
 
 
 def _stats(s: Session) -> Table:
-    """Counters of this process: rows (name, value)."""
-    return ("name", "value"), [
-        (name, f"{value:g}" if value % 1 else f"{value:.0f}") for name, value in s.node.statistics().items()
-    ]
+    """Counters of this node, and which of its workers answers: rows (name, value)."""
+    columns, lines = _shared(s, "stats")
+    worker = s.node.peers
+    return columns, lines if worker is None else [*lines, ("worker", str(worker.index))]
+
+
+def _counted(node: Node) -> Table:
+    return ("name", "value"), [(name, number(value)) for name, value in node.statistics().items()]
 
 
 def _tiers(s: Session) -> Table:
     """One row per tier: bytes, entries, hits, misses, evictions, latency of look-ups, compression, peers."""
+    return _shared(s, "tiers")
+
+
+def _levels(node: Node) -> Table:
     columns = (
         "tier", "bytes", "capacity_bytes", "entries", "hits", "misses", "evictions", "refused", "failures", "p50_us",
         "p99_us", "compression_ratio", "peers", "healthy_peers", "reason",
@@ -53,7 +65,7 @@ def _tiers(s: Session) -> Table:
             str(sum(stats.failures.values())), *map(_micros, (stats.p50_us, stats.p99_us)),
             f"{stats.compression_ratio:.2f}", str(stats.peers), str(stats.healthy_peers), stats.reason or None,
         )
-        for name, stats in s.node.tiers().items()
+        for name, stats in node.tiers().items()
     ]  # fmt: skip
 
 
@@ -63,7 +75,11 @@ def _micros(value: float | None) -> str | None:
 
 def _refusals(s: Session) -> Table:
     """How often which reason kept a statement from being cached."""
-    totals = s.node.totals
+    return _shared(s, "refusals")
+
+
+def _reasons(node: Node) -> Table:
+    totals = node.totals
     lines: list[tuple[str | None, ...]] = []
     for status, counter in (("refused", totals.refusals), ("bypass", totals.bypasses)):
         lines += [(status, reason or None, str(count)) for reason, count in counter.most_common()]
@@ -72,8 +88,9 @@ def _refusals(s: Session) -> Table:
 
 def _freshness(s: Session) -> Table:
     """How the database's changes reach the cache, and how far behind it may be: rows (name, value)."""
+    report = s.others["freshness"].report if "freshness" in s.others else {}
     return ("name", "value"), [
-        (name, None if value is None else str(value)) for name, value in s.coherence.report().items()
+        (name, None if value is None else str(value)) for name, value in (report or s.coherence.report()).items()
     ]
 
 
@@ -81,13 +98,9 @@ def _tables(s: Session) -> Table:
     """Tables that entries in L1 depend on: entries and bytes. Where rows are told apart: by which columns, how many
     transactions ended all entries that are pinned by them because they did not show the values, and what would help.
     """
-    counts: dict[str, tuple[int, int]] = {}
-    for entry in s.node.l1.entries.values():
-        for table in filter(None, entry[TABLES].split(",")):
-            entries, size = counts.get(table, (0, 0))
-            counts[table] = (entries + 1, size + len(entry[0]))
+    counts = {str(name): (int(entries or 0), int(size or 0)) for name, entries, size in _shared(s, "tables")[1]}
     watched: dict[str, list[Watched]] = {}
-    for each in s.coherence.watched():
+    for each in s.others["tables"].watched if "tables" in s.others else s.coherence.watched():
         watched.setdefault(each.table, []).append(each)
         counts.setdefault(each.table, (0, 0))
     lines: list[tuple[str | None, ...]] = []
@@ -99,10 +112,23 @@ def _tables(s: Session) -> Table:
     return ("table", "entries", "bytes", "column_sets", "wildcard_touches", "advice"), lines
 
 
+def _depended_on(node: Node) -> Table:
+    counts: dict[str, tuple[int, int]] = {}
+    for entry in node.l1.entries.values():
+        for table in filter(None, entry[TABLES].split(",")):
+            entries, size = counts.get(table, (0, 0))
+            counts[table] = (entries + 1, size + len(entry[0]))
+    return ("table", "entries", "bytes"), [(name, str(entries), str(size)) for name, (entries, size) in counts.items()]
+
+
 def _queries(s: Session) -> Table:
     """Entries of this session's scope in L1 by workload: entries, bytes, average cost of a fill in ms."""
+    return _shared(s, "queries")
+
+
+def _classes(node: Node) -> Table:
     counts: dict[str, tuple[int, int, int]] = {}
-    for entry in s.node.l1.entries.values():
+    for entry in node.l1.entries.values():
         entries, size, cost = counts.get(entry[WORKLOAD], (0, 0, 0))
         counts[entry[WORKLOAD]] = (entries + 1, size + len(entry[0]), cost + entry[7])
     return ("workload", "entries", "bytes", "average_cost_ms"), [
@@ -159,6 +185,45 @@ def _setting(s: Session, name: str) -> str:
         "max_staleness": f"{s.coherence.max_staleness_ns // 1_000_000}ms",
     }
     return defaults.get(name, "")
+
+
+_PARTS: dict[str, Callable[[Node], Table]] = {
+    "stats": _counted, "tiers": _levels, "refusals": _reasons, "tables": _depended_on, "queries": _classes,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Others:
+    """What the other workers and the main process said: their part of a table, and what main knows of the database."""
+
+    tables: list[Table]
+    report: dict[str, object]
+    watched: list[Watched]
+
+
+def part_of(node: Node, show: str) -> Table:
+    """What this process has to say to a table that all workers answer together."""
+    return _PARTS[show](node)
+
+
+def _shared(s: Session, show: str) -> Table:
+    own = part_of(s.node, show)
+    return joined(show, [own, *s.others[show].tables]) if show in s.others else own
+
+
+def gathered(s: Session, setting: str) -> bool:
+    """Can ``SHOW distribcache.<name>`` be answered now? False: the other workers are being asked."""
+    name = setting.removeprefix("distribcache.")
+    peers = s.node.peers
+    if peers is None or name == setting or (name not in _PARTS and name != "freshness") or f"show {name}" in s.tried:
+        return True
+    s.wait(f"show {name}", _gather(s, peers, name))
+    return False
+
+
+async def _gather(s: Session, peers: Peers, name: str) -> None:
+    s.others.pop(name, None)
+    s.others[name] = await peers.others(name, s.coherence.name)
 
 
 def own_table(s: Session, setting: str) -> Table | None:

@@ -9,7 +9,7 @@ from distribcache.proxy.answer import READY, describe_rows, rows
 from distribcache.proxy.lookup import WAIT, consider, find, is_ping, miss, only, serve_entry, start_fill
 from distribcache.proxy.node import Outcome
 from distribcache.proxy.replies import Op
-from distribcache.proxy.shows import own_table
+from distribcache.proxy.shows import gathered, own_table
 from distribcache.proxy.transaction import control
 from distribcache.sql.cacheability import Kind, Parsed, Statement
 from distribcache.sql.effects import CONTROL, UNKNOWN
@@ -75,6 +75,8 @@ def query(s: Session, message: bytes) -> bool:
         s.wires.to_client(command_complete(tag) + hot.ready)
         return True
     if one is not None and one.kind is Kind.SHOW and one.name.startswith("distribcache."):
+        if not gathered(s, one.name):
+            return False
         table = own_table(s, one.name)
         if table is not None:
             s.forget_unnamed(answered_here=True)

@@ -24,7 +24,7 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route
 
 from distribcache.errors import ConfigError
-from distribcache.proxy.node import Node
+from distribcache.proxy.whole import Whole
 from distribcache.web.metrics import registry_of
 from distribcache.web.overview import STYLE, page
 
@@ -34,9 +34,8 @@ _LONGEST_S = 86_400.0
 _HEADERS = {"Content-Security-Policy": "default-src 'none'; style-src 'self'", "X-Content-Type-Options": "nosniff"}
 
 
-def build(node: Node) -> Starlette:
+def build(whole: Whole) -> Starlette:
     """The ASGI application for one node."""
-    registry = registry_of(node)
 
     def databases() -> list[dict[str, Any]]:
         return [
@@ -48,46 +47,46 @@ def build(node: Node) -> Starlette:
                 "hint": each.hint,
                 **each.report(),
             }
-            for each in node.databases
+            for each in whole.databases
         ]
 
     async def health(request: Request) -> Response:
         return PlainTextResponse("ok\n")
 
     async def ready(request: Request) -> Response:
-        good = any(each.serving for each in node.databases)
+        good = any(each.serving for each in whole.databases)
         return PlainTextResponse("ready\n" if good else "pass-through\n", status_code=200 if good else 503)
 
     async def metrics(request: Request) -> Response:
+        registry = registry_of(await whole.figures(), whole.databases)
         return Response(generate_latest(registry), media_type="text/plain; version=0.0.4")
 
     async def status(request: Request) -> Response:
-        return JSONResponse({"statistics": node.statistics(), "databases": databases()})
+        figures = await whole.figures()
+        return JSONResponse({"statistics": figures.statistics, "databases": databases()})
 
     async def audits(request: Request) -> Response:
-        campaign = node.audits.campaign
+        audited = await whole.audited()
         if request.method == "POST":
             if not _may_change(request):
                 return PlainTextResponse("only for programs on this machine\n", status_code=403)
             seconds, max_cost = _audit_wanted(await request.body())
             if seconds is None or max_cost is None:
                 return PlainTextResponse("it takes seconds and max_cost_s\n", status_code=400)
-            if not seconds:
-                node.audits.end(node)
-            elif campaign is not None and campaign.running:
+            if seconds and audited.get("running"):
                 return PlainTextResponse("hits are being audited already\n", status_code=409)
-            else:
-                campaign = node.audits.begin(node, seconds, max_cost)
-        modes = {each.name: each.mode for each in node.databases}
-        return JSONResponse({**({} if campaign is None else campaign.report()), "modes": modes})
+            whole.audit(seconds, max_cost)
+            audited = await whole.audited()
+        modes = {each.name: each.mode for each in whole.databases}
+        return JSONResponse({**audited, "modes": modes})
 
     async def overview(request: Request) -> Response:
-        return HTMLResponse(page(node.statistics(), databases()), headers=_HEADERS)
+        return HTMLResponse(page((await whole.figures()).statistics, databases()), headers=_HEADERS)
 
     async def style(request: Request) -> Response:
         return Response(STYLE, media_type="text/css", headers=_HEADERS)
 
-    endpoint = node.settings.admin.endpoint
+    endpoint = whole.settings.admin.endpoint
     hosts = ["localhost", "127.0.0.1", "[::1]", "::1", endpoint.host]
     return Starlette(
         routes=[
@@ -125,16 +124,16 @@ def _audit_wanted(body: bytes) -> tuple[float | None, float | None]:
 class Admin:
     """The HTTP server in the proxy's own event loop."""
 
-    def __init__(self, node: Node) -> None:
-        self._node = node
+    def __init__(self, whole: Whole) -> None:
+        self._whole = whole
         self._server: uvicorn.Server | None = None
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> tuple[str, int]:
         """Listen; returns the address. Raises ConfigError when that is not possible."""
-        endpoint = self._node.settings.admin.endpoint
+        endpoint = self._whole.settings.admin.endpoint
         loop = asyncio.get_running_loop()
-        config = uvicorn.Config(build(self._node), log_level="warning", access_log=False, lifespan="off", ws="none")
+        config = uvicorn.Config(build(self._whole), log_level="warning", access_log=False, lifespan="off", ws="none")
         try:
             sock = socket.create_server((endpoint.host, endpoint.port))
         except OSError as error:

@@ -7,14 +7,14 @@ a label.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from distribcache.coherence.database import Coherence
-from distribcache.proxy.node import Node
+from distribcache.proxy.figures import Figures
 
 __all__ = ["registry_of"]
 
@@ -37,32 +37,31 @@ _BY = {
 }
 
 
-def registry_of(node: Node) -> CollectorRegistry:
-    """The metrics of one node."""
+def registry_of(figures: Figures, databases: Iterable[Coherence]) -> CollectorRegistry:
+    """The metrics of one node, as of now."""
     registry = CollectorRegistry()
-    registry.register(_Metrics(node))
+    registry.register(_Metrics(figures, list(databases)))
     return registry
 
 
 class _Metrics(Collector):
-    def __init__(self, node: Node) -> None:
-        self._node = node
+    def __init__(self, figures: Figures, databases: list[Coherence]) -> None:
+        self._figures = figures
+        self._databases = databases
 
     def collect(self) -> Iterator[Metric]:
-        node = self._node
-        for name, value in node.statistics().items():
+        figures = self._figures
+        for name, value in figures.statistics.items():
             if name.endswith("_total"):
                 yield CounterMetricFamily(f"distribcache_{name.removesuffix('_total')}", name, value=value)
             elif name.endswith("_ms"):
                 yield GaugeMetricFamily(f"distribcache_{name.removesuffix('_ms')}_seconds", name, value=value / 1000)
             else:
                 yield GaugeMetricFamily(f"distribcache_{name}", name, value=value)
-        totals = node.totals
-        yield _counted("refused_reads", "Reads that cannot be cached, by reason", "reason", totals.refusals)
-        yield _counted("bypassed_reads", "Reads that were not cached then, by reason", "reason", totals.bypasses)
-        causes = Counter({cause.value: count for cause, count in node.audits.tally.causes.items()})
-        yield _counted("audit_findings", "Audits that were stale or undecided, by cause", "cause", causes)
-        yield from _freshness(list(node.databases))
+        yield _counted("refused_reads", "Reads that cannot be cached, by reason", "reason", figures.refusals)
+        yield _counted("bypassed_reads", "Reads that were not cached then, by reason", "reason", figures.bypasses)
+        yield _counted("audit_findings", "Audits that were stale or undecided, by cause", "cause", figures.causes)
+        yield from _freshness(self._databases)
 
 
 def _counted(name: str, text: str, label: str, counter: Counter[str]) -> CounterMetricFamily:
