@@ -20,6 +20,8 @@ __all__ = ["application", "main"]
 
 # Each lives in the module of its name, as the function of its name.
 COMMANDS = ("audit", "demo", "doctor", "explain", "serve", "setup", "status", "teardown", "version")
+_WORKER = "worker"
+"""Not for people: what ``serve --workers`` starts."""
 
 
 def application(*names: str) -> typer.Typer:
@@ -53,6 +55,9 @@ def main() -> None:
     """Entry point of the console script."""
     asked = sys.argv[1] if len(sys.argv) > 1 else ""
     try:
+        if asked == _WORKER:
+            importlib.import_module("distribcache.cli.worker").main(sys.argv[2:])
+            return
         application(*[asked] if asked in COMMANDS else [])()
     except DistribCacheError as error:
         print(f"distribcache: {error}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""``distribcache serve``: the proxy and its admin endpoint in one process."""
+"""``distribcache serve``: the proxy and its admin endpoint in one process, or with several that serve clients."""
 
 from __future__ import annotations
 
@@ -15,22 +15,33 @@ import uvloop
 from distribcache import __version__
 from distribcache.coherence.database import Databases
 from distribcache.coherence.options import Options
+from distribcache.coherence.sharing import SharedDatabases
 from distribcache.config import Settings, load, mask
 from distribcache.config.units import size_text
 from distribcache.errors import internal_error
-from distribcache.proxy.listener import Listener
+from distribcache.proxy.listener import Listener, address_of, bind, client_tls
 from distribcache.proxy.node import Node
 from distribcache.proxy.upstream import read_target
-from distribcache.proxy.whole import One
+from distribcache.proxy.whole import Many, One
+from distribcache.proxy.workers import Workers
 from distribcache.web.app import Admin
 
-__all__ = ["Proxy", "serve"]
+__all__ = ["Crew", "Proxy", "options_of", "say", "serve", "unforeseen"]
 
 
 def say(text: str) -> None:
     """One line for the log, on stderr: names and errors of others cannot begin a line of their own or colour it."""
     line = "".join(each if each.isprintable() else repr(each)[1:-1] for each in " ".join(text.split()))
     print(f"distribcache: {line}", file=sys.stderr, flush=True)
+
+
+def options_of(settings: Settings) -> Options:
+    """What coherence has to know."""
+    return Options.from_settings(
+        settings.freshness,
+        connect_timeout_s=settings.upstream.connect_timeout,
+        tightest_s=min(settings.staleness.bounds.values(), default=None),
+    )
 
 
 class Proxy:
@@ -40,12 +51,7 @@ class Proxy:
         self.settings = settings
         url = settings.upstream_url()
         self.target = read_target(url, settings.upstream.connect_timeout)
-        options = Options.from_settings(
-            settings.freshness,
-            connect_timeout_s=settings.upstream.connect_timeout,
-            tightest_s=min(settings.staleness.bounds.values(), default=None),
-        )
-        self.databases = Databases(url, options, log)
+        self.databases = Databases(url, options_of(settings), log)
         self.node = Node(settings, self.databases, log)
         self.listener = Listener(self.node, self.target, log)
         self.admin = Admin(One(self.node))
@@ -70,18 +76,50 @@ class Proxy:
         await self.databases.stop()
         await self.admin.stop()
 
-    def facts(self) -> str:
-        """One line of resolved facts."""
-        settings = self.settings
-        return (
-            f"distribcache {__version__} on {self.address[0]}:{self.address[1]}"
-            f" -> {mask(str(self.target))}, L1 {size_text(settings.l1.size)} {settings.l1.policy},"
-            f" {settings.freshness.consistency.value} consistency, invalidation {settings.freshness.invalidation},"
-            f" admin http://{self.admin_address[0]}:{self.admin_address[1]}/"
-        )
+
+class Crew:
+    """The same with several workers: this process follows the databases, they serve the clients."""
+
+    def __init__(self, settings: Settings, log: Any = say) -> None:
+        self.settings = settings
+        url = settings.upstream_url()
+        self.target = read_target(url, settings.upstream.connect_timeout)
+        client_tls(settings.listen.tls_cert, settings.listen.tls_key)  # what is wrong with it is said here, once
+        self.databases = SharedDatabases(url, options_of(settings), log, workers=settings.listen.workers)
+        self.sockets = bind(settings.listen.endpoint)
+        self.workers = Workers(settings, self.databases, self.sockets, log)
+        self.admin = Admin(Many(self.workers))
+        self.address = address_of(self.sockets)
+        self.admin_address = ("", 0)
+
+    async def start(self) -> None:
+        """Returns when every worker lets clients in. Raises ConfigError as ``Proxy.start``."""
+        self.admin_address = await self.admin.start()
+        self.databases.acquire(self.target.database)
+        await self.workers.start()
+
+    async def stop(self) -> None:
+        """Let go of everything, the slot on the server included."""
+        for sock in self.sockets:
+            sock.close()
+        await self.workers.stop()
+        await self.databases.stop()
+        await self.admin.stop()
 
 
-def _unforeseen(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+def facts(proxy: Proxy | Crew) -> str:
+    """One line of resolved facts."""
+    settings = proxy.settings
+    workers = f"{settings.listen.workers} workers, " if settings.listen.workers > 1 else ""
+    return (
+        f"distribcache {__version__} on {proxy.address[0]}:{proxy.address[1]}"
+        f" -> {mask(str(proxy.target))}, {workers}L1 {size_text(settings.l1.size)} {settings.l1.policy},"
+        f" {settings.freshness.consistency.value} consistency, invalidation {settings.freshness.invalidation},"
+        f" admin http://{proxy.admin_address[0]}:{proxy.admin_address[1]}/"
+    )
+
+
+def unforeseen(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     """One line for what nobody caught; a traceback could show data."""
     error = context.get("exception")
     say(internal_error(error).message if isinstance(error, BaseException) else str(context.get("message")))
@@ -89,16 +127,16 @@ def _unforeseen(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> Non
 
 async def run(settings: Settings) -> None:
     """Serve until SIGINT or SIGTERM."""
-    proxy = Proxy(settings)
+    proxy = Proxy(settings) if settings.listen.workers == 1 else Crew(settings)
     loop = asyncio.get_running_loop()
-    loop.set_exception_handler(_unforeseen)
+    loop.set_exception_handler(unforeseen)
     ended = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, ended.set)
     await proxy.start()
     gc.collect()
     gc.freeze()
-    print(proxy.facts(), flush=True)
+    print(facts(proxy), flush=True)
     await ended.wait()
     await proxy.stop()
 
@@ -107,9 +145,10 @@ def serve(
     upstream: Annotated[str | None, typer.Option(help="PostgreSQL, as postgresql://user:password@host:5432/db")] = None,
     listen: Annotated[str | None, typer.Option(help="Where clients connect [127.0.0.1:6432]")] = None,
     admin: Annotated[str | None, typer.Option(help="Admin HTTP endpoint [127.0.0.1:6433]")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that serve clients [1]")] = None,
     config: Annotated[Path | None, typer.Option(help="A distribcache.toml")] = None,
 ) -> None:
     """Serve PostgreSQL through the cache."""
-    overrides = {"upstream.url": upstream, "listen.address": listen, "admin.address": admin}
+    overrides = {"upstream.url": upstream, "listen.address": listen, "admin.address": admin, "listen.workers": workers}
     settings = load(config, {name: value for name, value in overrides.items() if value is not None})
     uvloop.run(run(settings))

@@ -99,6 +99,16 @@ class Mirrors(Databases):
         while self._tasks:
             await asyncio.wait(self._tasks)
 
+    def lost(self) -> None:
+        """Main is gone: nothing is served any more."""
+        self.told.set()
+        for mirror in self._numbers.values():
+            mirror.stop_serving()
+        answers, self._answers = self._answers, {}
+        for answer in answers.values():
+            if not answer.done():
+                answer.set_result(None)
+
     # -- what main tells
 
     def hear(self, message: Message) -> None:

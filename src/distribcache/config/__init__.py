@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from distribcache.config.loading import load
+from distribcache.config.loading import load, restore
 from distribcache.config.sections import (
     Admin,
     Auth,
@@ -18,5 +18,5 @@ from distribcache.config.tiers import DistributedTier, HotTier, WarmTier
 
 __all__ = [
     "Admin", "Auth", "Cache", "DistributedTier", "Freshness", "HotTier", "Listen", "Settings", "Ttl", "Upstream",
-    "WarmTier", "load", "mask",
+    "WarmTier", "load", "mask", "restore",
 ]

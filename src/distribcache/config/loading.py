@@ -21,7 +21,7 @@ from pydantic import BaseModel, ValidationError
 from distribcache.config.sections import ENV_PREFIX, Settings, fields, mask
 from distribcache.errors import ConfigError
 
-__all__ = ["load"]
+__all__ = ["load", "restore"]
 
 FILE_NAME = "distribcache.toml"
 
@@ -66,6 +66,13 @@ def load(
         settings = Settings.model_validate(values)
     except ValidationError as error:
         raise _explain(error, sources) from None
+    settings._sources.update(sources)
+    return settings
+
+
+def restore(values: Mapping[str, Any], sources: Mapping[str, str]) -> Settings:
+    """The settings of another process of ours, as it has written them."""
+    settings = Settings.model_validate(values)
     settings._sources.update(sources)
     return settings
 

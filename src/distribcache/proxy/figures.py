@@ -3,7 +3,8 @@
 Rules:
 1. What is counted is added. What is a greatest (``_ms``, ``uptime_seconds``) stays one.
 2. Of a process that is gone, totals and greatest values are kept: a counter never goes back.
-3. Tables are joined row by row: equal names are one row, counts are added, averages are weighted by ``entries``.
+3. Tables are joined row by row: equal names are one row, counts are added, averages are weighted by ``entries``. Of
+   latencies and ratios the greatest is shown; servers of a tier that all workers share are not counted twice.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ __all__ = ["JOINED", "Figures", "figures_of", "join", "joined", "left_behind"]
 
 _OWN: Final = frozenset({"worker"})
 """Not of interest beyond the process that says it."""
+_NOT_ADDED: Final = ("_ms", "_us", "_ratio", "peers")
 _KEYS: Final = {"stats": 1, "tiers": 1, "refusals": 2, "queries": 1, "tables": 1}
 """How many columns name a row."""
 JOINED: Final = frozenset(_KEYS)
@@ -137,7 +139,7 @@ def _one(
     if column.startswith("average_"):
         total = sum(weights)
         return f"{(one * weights[0] + other * weights[1]) / total:.3f}" if total else first
-    if (show == "stats" and _greatest(name)) or column.endswith("_ms"):
+    if (show == "stats" and _greatest(name)) or column.endswith(_NOT_ADDED):
         return first if one >= other else second
     return number(one + other)
 
