@@ -1,8 +1,8 @@
 """Values as bytes, and back: equal in type and value, or not at all.
 
 MessagePack with types of our own beside it. Nothing that is read can run code, and nothing is changed silently: a value
-of a class that is not listed (an enum, a subclass of str, a bytearray) raises ``SerializationError``, and whoever has it
-keeps it to himself. Containers are rebuilt at every reading, so nobody can change what others will see.
+of a class that is not listed (an enum, a subclass of str, a bytearray) raises ``SerializationError``, and whoever has
+it keeps it to himself. Containers are rebuilt at every reading, so nobody can change what others will see.
 
 ``pack`` and ``unpack`` are for values at rest; ``key_of`` makes canonical bytes of arguments: equal exactly for equal
 types and values, whatever the order of a dict or a set. Keys are never read back.
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Iterable, Sequence
-from datetime import date, datetime, time, timedelta, timezone
+from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from types import NoneType
@@ -56,7 +56,7 @@ def _zone_in(zone: Any) -> Any:
     if isinstance(zone, str):
         return ZoneInfo(zone)
     offset = timedelta(*zone[:3])
-    return timezone(offset, *zone[3:]) if offset or zone[3:] else timezone.utc
+    return timezone(offset, *zone[3:]) if offset or zone[3:] else UTC
 
 
 def _datetime_out(value: datetime) -> list[Any]:

@@ -1,0 +1,442 @@
+"""``DistribCache``: the cache as a library.
+
+    async with DistribCache(DistribCacheConfig(upstream_url="postgresql://app@db/shop")) as cache:
+        rows = await cache.fetch(pool, "SELECT name FROM item WHERE id = $1", 5)
+
+Four ways to use it, over one memory, one set of tiers and one change stream:
+
+* ``fetch`` reads rows through it, from asyncpg or psycopg (``fetch_sync``: psycopg without asyncio);
+* ``cached`` decorates functions;
+* ``get`` and ``insert`` keep bytes under a ``QueryFingerprint``;
+* ``integrations.sqlalchemy`` reads ORM objects through it.
+
+With ``upstream.url`` the commits of that database end what was made of the tables they touch, whoever made them, by the
+rules of the coherence page; without one only time ends entries, and ``stats()`` says ``ttl``.
+
+A write made through the library (``execute``, ``writing``, or told by ``wrote()``) is seen by every read that begins
+after it. One made around it is seen within ``freshness.max_staleness``; by ``consistency="strict"`` at once.
+
+A failure of the cache is never an error of a read, only a slower answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from contextvars import ContextVar
+from dataclasses import replace
+from types import MappingProxyType
+from typing import Any, Final, Self, TypeVar
+
+from distribcache.clock import now_ns
+from distribcache.config.units import parse_duration
+from distribcache.entry import EPOCH, EXPIRES, TABLES, WORKLOAD, Entry, make_entry
+from distribcache.errors import ConfigError, ExpiredError, InvalidationError, MissError, TooLargeError
+from distribcache.library.config import DistribCacheConfig
+from distribcache.library.dependence import qualified, relations
+from distribcache.library.drivers import session_of
+from distribcache.library.fetching import Fetching, Wish
+from distribcache.library.fingerprint import QueryFingerprint
+from distribcache.library.heat import Access, Cell, Heat, Share
+from distribcache.library.keeper import TIMELESS, Keeper
+from distribcache.library.memo import Memo, Memos, Terms
+from distribcache.library.outcome import CacheStats, Outcome, Tally, last
+from distribcache.library.record import CacheEntry, Kept, payload_of
+from distribcache.library.rows import Row
+from distribcache.library.steps import Steps, block, go
+from distribcache.query import Consistency, QueryContext, WorkloadType
+from distribcache.tiers.base import Cause, Key
+
+__all__ = ["CacheEntry", "DistribCache", "DistribCacheConfig", "QueryContext", "QueryFingerprint", "Row"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+Duration = float | str
+
+_RAW: Final = "raw"
+_MOST_POINTS: Final = 256
+_POLL_S: Final = 0.01
+
+_NO_POINTS: Final[Mapping[tuple[int, Key], tuple[int, int, int]]] = MappingProxyType({})
+_points: ContextVar[Mapping[tuple[int, Key], tuple[int, int, int]]] = ContextVar(
+    "distribcache.points", default=_NO_POINTS
+)
+"""What was missed in this task or thread: (fill point, epoch, when), for the ``insert`` that follows."""
+
+
+def _say(text: str) -> None:
+    print(f"distribcache: {' '.join(text.split())}", file=sys.stderr, flush=True)  # noqa: T201 - the log of last resort
+
+
+class DistribCache:
+    """See the module. One object serves tasks of any event loop, and threads."""
+
+    def __init__(self, config: DistribCacheConfig | None = None, *, log: Callable[[str], None] = _say) -> None:
+        self.config = config if config is not None else DistribCacheConfig()
+        self._tally = Tally()
+        self._heat = Heat()
+        self._accesses: Counter[Key] = Counter()
+        self._keeper = Keeper(self.config.settings, log, self._left)
+        self._keeper.on_tick = self._heat.gather
+        self._fetching = Fetching(self._keeper, self._tally, self._heat)
+        self._memos = Memos(self._keeper, self._tally, self._heat)
+        self._entries = self._keeper.entries
+        self._max_entry = self.config.settings.l1.max_entry
+
+    # -- life
+
+    async def start(self) -> None:
+        """Begin to serve. A database that cannot be followed yet is no error: reads go to it meanwhile."""
+        await asyncio.to_thread(self._keeper.start)
+
+    async def stop(self) -> None:
+        """Let go of everything, the slot on the server included."""
+        self._memos.stop()
+        await asyncio.to_thread(self._keeper.stop)
+
+    async def ready(self, timeout: Duration = "10s") -> bool:  # noqa: ASYNC109 - as asyncio's own waits are called
+        """Wait until hits are served; False if that takes longer. ``stats()`` says what is missing."""
+        until = now_ns() + int(parse_duration(timeout) * 1e9)
+        while self._keeper.why_not():
+            if now_ns() > until:
+                return False
+            await asyncio.sleep(_POLL_S)
+        return True
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    def __enter__(self) -> Self:
+        self._keeper.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._memos.stop()
+        self._keeper.stop()
+
+    # -- rows
+
+    async def fetch(
+        self, source: Any, sql: str, *args: Any, consistency: Consistency | str | None = None,
+        max_staleness: Duration | None = None, ttl: Duration | None = None,
+        workload: WorkloadType | str | None = None,
+    ) -> list[Row]:  # fmt: skip
+        """The rows of one statement, from memory or from PostgreSQL; ``last`` says which, and why.
+
+        ``source`` is an asyncpg or psycopg pool or connection. Placeholders are the driver's own. In a transaction, and
+        for whatever is not understood, the statement goes to PostgreSQL as it is.
+        """
+        wish = Wish.of(consistency, max_staleness, ttl, workload)
+        return await go(self._fetching.read(session_of(source, blocking=False), sql, args, wish))
+
+    async def fetchrow(self, source: Any, sql: str, *args: Any, **wishes: Any) -> Row | None:
+        """The first row of ``fetch``, None if there is none."""
+        rows = await self.fetch(source, sql, *args, **wishes)
+        return rows[0] if rows else None
+
+    async def fetchval(self, source: Any, sql: str, *args: Any, **wishes: Any) -> Any:
+        """The first field of the first row of ``fetch``, None if there is none."""
+        rows = await self.fetch(source, sql, *args, **wishes)
+        return rows[0][0] if rows else None
+
+    def fetch_sync(
+        self, source: Any, sql: str, *args: Any, consistency: Consistency | str | None = None,
+        max_staleness: Duration | None = None, ttl: Duration | None = None,
+        workload: WorkloadType | str | None = None,
+    ) -> list[Row]:  # fmt: skip
+        """``fetch`` without asyncio: ``source`` is a psycopg Connection or ConnectionPool."""
+        wish = Wish.of(consistency, max_staleness, ttl, workload)
+        return block(self._fetching.read(session_of(source, blocking=True), sql, args, wish))
+
+    async def execute(self, source: Any, sql: str, *args: Any) -> list[Row]:
+        """A statement that may write, as the driver sends it; reads that begin after it see what it did.
+
+        Inside a transaction that is true of reads that begin after its end only if that is told: see ``writing``.
+        """
+        return await go(self._fetching.write(session_of(source, blocking=False), sql, args))
+
+    def execute_sync(self, source: Any, sql: str, *args: Any) -> list[Row]:
+        """``execute`` without asyncio."""
+        return block(self._fetching.write(session_of(source, blocking=True), sql, args))
+
+    def wrote(self) -> None:
+        """Something was written around the library: every read that begins after this sees it."""
+        self._keeper.raise_floor()
+
+    def writing(self, *, ddl: bool = False) -> Writing:
+        """``async with cache.writing():``, or ``with``: whatever is committed inside is seen by every read that begins
+        after it. ``ddl``: tables, roles or rights may have been changed.
+        """
+        return Writing(self._keeper, ddl=ddl)
+
+    # -- bytes under a fingerprint
+
+    async def get(self, fingerprint: QueryFingerprint, context: QueryContext | None = None) -> CacheEntry | None:
+        """What is stored for that query in that context, None if there is nothing."""
+        key = _key(fingerprint, context)
+        entry = self._entries.get(key)
+        if entry is not None and entry[EPOCH] == TIMELESS and entry[EXPIRES] >= self._keeper.clock.now:
+            return self._hit(key, entry, fingerprint)
+        return await go(self._get(key, fingerprint))
+
+    async def get_or_raise(self, fingerprint: QueryFingerprint, context: QueryContext | None = None) -> CacheEntry:
+        """``get``; raises ExpiredError where there was an entry whose time is over, MissError where there is none."""
+        entry = self._entries.get(_key(fingerprint, context))
+        found = await self.get(fingerprint, context)
+        if found is not None:
+            return found
+        kind = MissError if entry is None else ExpiredError
+        raise kind(f"no entry for {fingerprint.key.hex()}", where="get", hint="ask the database, and insert the answer")
+
+    async def insert(
+        self, fingerprint: QueryFingerprint, entry: CacheEntry, context: QueryContext | None = None
+    ) -> bool:
+        """Store an answer. Its TTL, if it has none, is that of the class of workload.
+
+        With a database followed, an entry of tables is stored only behind a ``get`` of the same query that missed, in
+        the same task or thread, and before the answer was read: that dates it (coherence rule R2). False: it was not
+        stored, and ``stats().fills`` says why.
+        """
+        return await go(self._insert(fingerprint, entry, context)) == "stored"
+
+    async def insert_or_raise(
+        self, fingerprint: QueryFingerprint, entry: CacheEntry, context: QueryContext | None = None
+    ) -> None:
+        """``insert``; raises TooLargeError, or CacheError for any other reason."""
+        became = await go(self._insert(fingerprint, entry, context))
+        if became == "too_large":
+            raise TooLargeError(entry.size, self._max_entry)
+        if became != "stored":
+            raise InvalidationError(
+                f"not stored: {became}", where="insert", hint="call get() first, then read, then insert()"
+            )
+
+    async def invalidate(self, fingerprint: QueryFingerprint, context: QueryContext | None = None) -> bool:
+        """Drop what is stored for that query, and what is being made of it; was there something?"""
+        return await go(self._keeper.ask(self._keeper.forget(_key(fingerprint, context)), False))
+
+    async def invalidate_table(self, table: str) -> int:
+        """Drop everything in memory that was made of this table, and what is being made of it; how much was there.
+
+        A name without a schema means ``public``. Raises InvalidationError for what is no name of a table.
+        """
+        schema, name = qualified(table)
+        return await go(self._keeper.ask(self._forget_tables(table, f"{schema}.{name}"), 0))
+
+    # -- functions
+
+    def cached(
+        self, *, ttl: Duration | None = None, tables: Iterable[str] = (), key: Callable[..., Any] | None = None,
+        stale: Duration = 0.0, refresh_ahead: Duration = 0.0, negative_ttl: Duration | None = None,
+        negative: type[Exception] | Iterable[type[Exception]] = (),
+        tags: Callable[..., Iterable[str]] | Iterable[str] = (),
+    ) -> Callable[[F], F]:  # fmt: skip
+        """Decorate a function, asynchronous or not: its results are kept by its arguments.
+
+        ``ttl``: how long (``[ttl] default``). ``tables``: a commit that touches one of them ends it at once. ``stale``:
+        so long after the TTL the old value is still given back, while one caller's call makes a new one behind it.
+        ``refresh_ahead``: so long before its end. ``negative_ttl``: how long None, and the exceptions ``negative``, are
+        kept. ``tags``: names for ``invalidate_tag``, in which ``{argument}`` stands for an argument. ``key``: called
+        with the arguments, what tells one call from another.
+        """
+        if isinstance(tables, str) or isinstance(tags, str):
+            raise ConfigError("a text where a list is wanted", where="cached", hint='write tables=["orders"]')
+        try:
+            terms = Terms(
+                ttl=self.config.settings.ttl.default if ttl is None else parse_duration(ttl),
+                stale=parse_duration(stale),
+                refresh_ahead=parse_duration(refresh_ahead),
+                negative_ttl=None if negative_ttl is None else parse_duration(negative_ttl),
+                failures=(negative,) if isinstance(negative, type) else tuple(negative),
+                tables=tuple(".".join(qualified(table)) for table in tables),
+                tags=tags if callable(tags) else tuple(tags),
+                key=key,
+            )
+        except ValueError as error:
+            message, _, remedy = str(error).partition("; ")
+            raise ConfigError(message, where="cached", hint=remedy) from None
+
+        def decorate(function: F) -> F:
+            wrapped: Any = Memo(self._memos, function, terms).wrap()
+            found: F = wrapped
+            return found
+
+        return decorate
+
+    def invalidate_tag(self, tag: str) -> None:
+        """Nothing that bears this tag is served any more."""
+        self._memos.invalidate(tag)
+
+    # -- what is known
+
+    @property
+    def last(self) -> Outcome:
+        """What became of the last read of this task or thread."""
+        return last.get()
+
+    def stats(self) -> CacheStats:
+        """One reading of everything that is counted."""
+        keeper, tally = self._keeper, self._tally
+        coherence = keeper.coherence if keeper.running else None
+        misses = sum(tally.misses.values())
+        tiers = {"L1": replace(keeper.l1.stats(), hits=tally.hits, misses=misses)}
+        if coherence is not None:
+            tiers |= {name.upper(): each for name, each in keeper.store.stack.stats().items()}
+        reason = keeper.why_not()
+        known = coherence is not None and reason == coherence.reason
+        return CacheStats(
+            invalidation="ttl" if coherence is None else coherence.mode,
+            serving=not reason,
+            reason=reason,
+            hint=coherence.hint if coherence is not None and known else "",
+            hits=tally.hits,
+            misses=misses,
+            bypasses=dict(tally.bypasses),
+            refusals=dict(tally.refusals),
+            fills=dict(tally.fills),
+            failures=dict(keeper.failures),
+            seconds_saved=tally.saved_ns / 1e9,
+            tiers=tiers,
+            pools=self._fetching.pools(),
+        )
+
+    def heatmap(self) -> list[Cell]:
+        """Accesses by table and by template, in buckets of five minutes, for a week."""
+        return self._heat.cells()
+
+    def workload_distribution(self) -> list[Share]:
+        """How much of what was asked was of each class."""
+        return self._heat.shares()
+
+    # -- behind it
+
+    def _left(self, key: Key, entry: Entry, cause: Cause) -> None:
+        if cause is not Cause.REPLACED:
+            self._accesses.pop(key, None)
+
+    def _hit(self, key: Key, entry: Entry, fingerprint: QueryFingerprint) -> CacheEntry:
+        keeper, tally = self._keeper, self._tally
+        keeper.reads += 1
+        keeper.touch(key, entry)
+        tally.hits += 1
+        accesses = self._accesses[key] = self._accesses[key] + 1
+        self._heat.note(Access(True, entry[TABLES], fingerprint.template, entry[WORKLOAD], 0))
+        return Kept(entry, accesses)
+
+    def _get(self, key: Key, fingerprint: QueryFingerprint) -> Steps[CacheEntry | None]:
+        keeper = self._keeper
+        if not keeper.running or not keeper.settings.cache.enabled:
+            return None
+        for _ in range(2):
+            floor = keeper.floor(None, now_ns())
+            fresh = keeper.fresh(floor)
+            entry = keeper.find(key)
+            if entry is not None and (fresh or entry[EPOCH] == TIMELESS):
+                return self._hit(key, entry, fingerprint)
+            if entry is None or not (yield from keeper.wait_fresh(floor)):
+                break
+        self._tally.misses["absent"] += 1
+        tables, workload = ",".join(fingerprint.tables), fingerprint.workload.value
+        self._heat.note(Access(False, tables, fingerprint.template, workload, 0))
+        points = _points.get()
+        if (id(self), key) not in points:
+            kept = list(points.items())[-_MOST_POINTS:]
+            point = keeper.coherence.fill_point() or 0
+            _points.set({**dict(kept), (id(self), key): (point, keeper.coherence.epoch, now_ns())})
+        return None
+
+    def _insert(
+        self, fingerprint: QueryFingerprint, entry: CacheEntry, context: QueryContext | None
+    ) -> Steps[str]:
+        key = _key(fingerprint, context)
+        points = dict(_points.get())
+        point, epoch, since = points.pop((id(self), key), (0, 0, now_ns()))
+        _points.set(points)
+        hint = None if context is None else context.workload_hint
+        workload = hint or fingerprint.workload
+        ttl = self.config.settings.ttl.of(workload) if entry.ttl is None else entry.ttl
+        tables = entry.tables or fingerprint.tables
+        became = "stopped" if not self._keeper.running else "expired" if entry.expired else ""
+        if not became:
+            work = self._store(key, payload_of(entry, ttl), tables, (point, epoch, since), ttl, workload)
+            became = yield from self._keeper.ask(work, "internal_error")
+        self._tally.fills[became] += 1
+        return became
+
+    async def _store(
+        self, key: Key, payload: bytes, tables: tuple[str, ...], dated: tuple[int, int, int], ttl: float,
+        workload: WorkloadType,
+    ) -> str:  # fmt: skip
+        """On the keeper's loop."""
+        keeper = self._keeper
+        point, epoch, since = dated
+        slots: tuple[int, ...] = ()
+        analysis, names = 0, ",".join(".".join(qualified(table)) for table in tables)
+        if tables and keeper.follows:
+            if not point:
+                return "no_fill_point"
+            base = await relations(keeper, tables)
+            if base.reason:
+                return base.reason
+            slots, analysis, names = base.slots, min(base.analysis, point), base.tables
+        else:
+            point, epoch = 0, TIMELESS
+        entry = make_entry(
+            payload, fill=point, analysis=analysis, slots=slots, epoch=epoch, expires=keeper.clock.now + ttl,
+            cost_ns=0, at_ns=now_ns(), tables=names, workload=workload.value,
+        )  # fmt: skip
+        return keeper.put(key, entry, began_ns=since)
+
+    async def _forget_tables(self, table: str, name: str) -> int:
+        keeper = self._keeper
+        names = [name]
+        if keeper.follows:
+            found = await relations(keeper, [table])
+            names += filter(None, found.tables.split(","))
+        return keeper.forget_tables(names)
+
+
+class Writing:
+    """See ``DistribCache.writing``."""
+
+    __slots__ = ("_ddl", "_keeper")
+
+    def __init__(self, keeper: Keeper, *, ddl: bool) -> None:
+        self._keeper = keeper
+        self._ddl = ddl
+
+    def _ended(self) -> Steps[None]:
+        keeper = self._keeper
+        keeper.raise_floor()
+        if keeper.running:
+            yield from keeper.ask(self._tell(), None)
+
+    async def _tell(self) -> None:
+        coherence = self._keeper.coherence
+        if self._ddl:
+            coherence.catalogue_alarm("ddl")
+        elif coherence.name:
+            coherence.schedule_poll()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        block(self._ended())
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await go(self._ended())
+
+
+def _key(fingerprint: QueryFingerprint, context: QueryContext | None) -> Key:
+    if context is None:
+        return (_RAW, None, None, fingerprint.key)
+    return (_RAW, context.branch, context.as_of, fingerprint.key)

@@ -1,0 +1,94 @@
+"""What a fetch needs of a driver, whichever it is.
+
+A ``Session`` is one fetch's view of a connection or of a pool. Its methods that talk to the server return what the
+driver returns: coroutines from an asynchronous one, results from a blocking one (``steps`` makes one story of both).
+
+Rules:
+1. What is analysed is what is sent: ``question`` translates a driver's placeholders into the server's once, and ``run``
+   sends that text.
+2. ``representation`` names how values come out as Python objects. Sessions with equal ones may share answers.
+3. ``run(alone=True)`` is a transaction of its own, also where the driver would have begun one for the application.
+   ``alone=False`` does exactly what the driver does.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count
+from typing import Any, Protocol
+
+from distribcache.coherence.tags import Bound
+from distribcache.errors import ClientError
+
+__all__ = ["Question", "Result", "Session", "named_once", "only_positional"]
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A text with ``$1`` …, and the values for it."""
+
+    text: str
+    args: tuple[Any, ...]
+
+
+@dataclass(slots=True)
+class Result:
+    """``marks``: how each type was read, for sessions that have to compare that."""
+
+    columns: tuple[str, ...]
+    rows: Sequence[Sequence[Any]]
+    marks: Any = None
+
+
+class Session(Protocol):
+    """See the module."""
+
+    blocking: bool
+    pool: Any
+    """None for a single connection."""
+
+    @property
+    def pid(self) -> int: ...
+    def question(self, sql: str, args: tuple[Any, ...]) -> Question: ...
+    def why_not(self) -> str: ...
+    def open(self) -> Any: ...
+    def close(self, *, failed: bool) -> Any: ...
+    def ask(self, sql: str) -> Any: ...
+    def run(self, question: Question, *, alone: bool) -> Any: ...
+    def representation(self, args: tuple[Any, ...]) -> tuple[str, bool]: ...
+    def fits(self, marks: Any) -> bool: ...
+    def bound(self, question: Question) -> Bound: ...
+
+
+_numbers = count(1)
+_MOST = 256
+_named: OrderedDict[int, tuple[Any, str]] = OrderedDict()
+_weakly: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
+
+
+def named_once(thing: Any) -> str:
+    """A name for an object that no other one has had in this process."""
+    try:
+        name = _weakly.get(thing)
+        if name is None:
+            name = _weakly[thing] = f"#{next(_numbers)}"
+        return name
+    except TypeError:  # asyncpg's pool: held, so that its id cannot become another's
+        found = _named.get(id(thing))
+        if found is None:
+            found = _named[id(thing)] = thing, f"#{next(_numbers)}"
+            if len(_named) > _MOST:
+                _named.popitem(last=False)
+        return found[1]
+
+
+def only_positional(sql: str, args: tuple[Any, ...]) -> Question:
+    """For drivers that write ``$1`` themselves."""
+    if len(args) == 1 and isinstance(args[0], Mapping) and "$1" not in sql:
+        raise ClientError(
+            "parameters by name", where="fetch", hint="write $1 in the text and give the values one by one"
+        )
+    return Question(sql, args)

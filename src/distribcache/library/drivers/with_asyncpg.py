@@ -1,0 +1,147 @@
+"""asyncpg: ``Pool``, ``Connection`` and what a pool hands out.
+
+asyncpg keeps codecs per connection and tells nobody which. So answers are shared among the connections of a pool, whose
+codecs come from its ``init``, and with no other pool unless it has none; a connection of its own shares with nobody.
+
+What it sends for an argument is known for the built-in codecs only. Whether those are in use is seen with the scope:
+the server is shown one value of each kind that can be pinned and prints them back (coherence trap 6). If it prints
+something else, answers depend on whole tables.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from datetime import date
+from typing import Any, Final
+from uuid import UUID
+
+import asyncpg
+from asyncpg.pgproto.pgproto import UUID as FastUUID  # noqa: N811
+
+from distribcache.coherence.tags import UNBOUND, Bound
+from distribcache.library.drivers.base import Question, Result, Session, named_once, only_positional
+from distribcache.library.values import register
+
+__all__ = ["maker"]
+
+_PROBE: Final = (
+    "pg_catalog.json_build_array($1::pg_catalog.int2, $2::pg_catalog.int4, $3::pg_catalog.int8, $4::pg_catalog.text, "
+    "$5::pg_catalog.varchar, $6::pg_catalog.uuid, $7::pg_catalog.bool, $8::pg_catalog.date)"
+)
+_SHOWN: Final = (-7, 1041, 1 << 40, "a'Ü", "b", UUID(int=1041), True, date(2004, 2, 29))
+_PRINTED: Final = [-7, 1041, 1 << 40, "a'Ü", "b", str(UUID(int=1041)), True, "2004-02-29"]
+
+
+def _range_out(value: Any) -> list[Any]:
+    return [value.lower, value.upper, value.lower_inc, value.upper_inc, value.isempty]
+
+
+def _range_in(value: list[Any]) -> Any:
+    return asyncpg.Range(value[0], value[1], lower_inc=value[2], upper_inc=value[3], empty=value[4])
+
+
+register(40, asyncpg.Range, _range_out, _range_in)
+
+
+def maker(kind: type) -> Callable[[Any], Session] | None:
+    """What makes sessions of objects of this class; None when it is none of asyncpg's."""
+    if issubclass(kind, asyncpg.Pool):
+        return lambda source: AsyncpgSession(source, None)
+    if issubclass(kind, asyncpg.Connection | asyncpg.pool.PoolConnectionProxy):
+        return lambda source: AsyncpgSession(None, source)
+    return None
+
+
+def _of_pool(pool: Any) -> tuple[str, bool]:
+    plain = all(getattr(pool, name, True) is None for name in ("_init", "_setup", "_reset", "_connect"))
+    if getattr(pool, "_connect", None) is asyncpg.connect:
+        plain = all(getattr(pool, name, True) is None for name in ("_init", "_setup", "_reset"))
+    plain = plain and getattr(pool, "_connection_class", None) is asyncpg.Connection
+    return ("asyncpg", True) if plain else (f"asyncpg {named_once(pool)}", False)
+
+
+class AsyncpgSession:
+    """See ``Session``."""
+
+    blocking = False
+
+    def __init__(self, pool: Any, connection: Any) -> None:
+        self.pool = pool
+        self._connection = connection
+        self._honest = False
+
+    @property
+    def pid(self) -> int:
+        return int(self._connection.get_server_pid())
+
+    def question(self, sql: str, args: tuple[Any, ...]) -> Question:
+        return only_positional(sql, args)
+
+    def why_not(self) -> str:
+        connection = self._connection
+        if connection is None:
+            return ""
+        return "transaction" if connection.is_in_transaction() else ""
+
+    async def open(self) -> None:
+        if self._connection is None:
+            self._connection = await self.pool.acquire()
+
+    async def close(self, *, failed: bool) -> None:
+        if self.pool is not None and self._connection is not None:
+            connection, self._connection = self._connection, None
+            await self.pool.release(connection)
+
+    async def ask(self, sql: str) -> str:
+        try:
+            row = await self._connection.fetchrow(f"SELECT ({sql}), {_PROBE}::pg_catalog.text", *_SHOWN)
+            self._honest = json.loads(row[1]) == _PRINTED
+            return str(row[0])
+        except (asyncpg.DataError, asyncpg.InterfaceError, TypeError, ValueError, AttributeError):
+            self._honest = False
+            return str(await self._connection.fetchval(sql))
+
+    async def run(self, question: Question, *, alone: bool) -> Result:
+        records = await self._connection.fetch(question.text, *question.args)
+        if not records:
+            return Result((), [])
+        return Result(tuple(records[0].keys()), [[_plain(each) for each in record] for record in records])
+
+    def representation(self, args: tuple[Any, ...]) -> tuple[str, bool]:
+        if self.pool is not None:
+            return _of_pool(self.pool)
+        pool = getattr(getattr(self._connection, "_holder", None), "_pool", None)
+        if pool is not None:
+            return _of_pool(pool)
+        return f"asyncpg {named_once(self._connection)}", False
+
+    def fits(self, marks: Any) -> bool:
+        return True
+
+    def bound(self, question: Question) -> Bound:
+        if not self._honest:
+            return UNBOUND
+        return Bound(values=[_printed(each) for each in question.args])
+
+
+def _plain(value: Any) -> Any:
+    """asyncpg's own class of uuid is what another driver calls ``UUID``."""
+    kind = type(value)
+    if kind is FastUUID:
+        return UUID(int=value.int)
+    return [_plain(each) for each in value] if kind is list else value
+
+
+def _printed(value: Any) -> bytes | None:
+    """An argument as the server would print it, if the column it is compared with is of that kind."""
+    kind = type(value)
+    if kind is bool:
+        return b"true" if value else b"false"
+    if kind is int:
+        return b"%d" % value
+    if kind is str:
+        return str(value).encode("utf-8", "surrogatepass")
+    if kind is UUID or kind is FastUUID:
+        return str(value).encode()
+    return str(value.isoformat()).encode() if kind is date else None

@@ -1,0 +1,236 @@
+"""psycopg 3, asynchronous and blocking: connections, and the pools of psycopg_pool.
+
+The text is written in psycopg's manner (``%s``, ``%(name)s``, ``%%``) or with ``$1`` and no per cent sign at all. It is
+sent by a raw cursor, so that what is analysed is what is sent.
+
+What psycopg sends for an argument is asked of its own adaptation, and how it reads a type can be asked of any
+connection: so connections share answers as long as they adapt alike.
+
+An idle connection that is not in autocommit mode is switched to it for one read, and back: a read from memory cannot
+leave a transaction open behind it, so one from the server should not either.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import psycopg
+from psycopg import AsyncRawCursor, RawCursor
+from psycopg.adapt import PyFormat, Transformer
+from psycopg.pq import Format, PipelineStatus, TransactionStatus
+from psycopg.rows import tuple_row
+
+from distribcache.coherence.tags import Bound
+from distribcache.errors import ClientError
+from distribcache.library.drivers.base import Question, Result, Session, named_once
+
+__all__ = ["maker"]
+
+_PLACEHOLDER: Final = re.compile(r"%(?:(?P<percent>%)|\((?P<name>[^)]+)\)[sbt]|(?P<next>[sbt])|.?)", re.DOTALL)
+
+
+def maker(kind: type) -> Callable[[Any], Session] | None:
+    """What makes sessions of objects of this class; None when it is none of psycopg's."""
+    if issubclass(kind, psycopg.AsyncConnection):
+        return lambda source: AsyncSession(None, source)
+    if issubclass(kind, psycopg.Connection):
+        return lambda source: BlockingSession(None, source)
+    with contextlib.suppress(ImportError):
+        import psycopg_pool
+
+        if issubclass(kind, psycopg_pool.AsyncConnectionPool):
+            return lambda source: AsyncSession(source, None)
+        if issubclass(kind, psycopg_pool.ConnectionPool):
+            return lambda source: BlockingSession(source, None)
+    return None
+
+
+def translate(sql: str, args: tuple[Any, ...]) -> Question:
+    """psycopg's placeholders as the server's. Raises ClientError where they and the values do not match."""
+    named = args[0] if len(args) == 1 and isinstance(args[0], Mapping) else None
+    if not args or ("%" not in sql and named is None):
+        return Question(sql, args)
+    order: dict[str, int] = {}
+    used = 0
+
+    def numbered(match: re.Match[str]) -> str:
+        nonlocal used
+        if match["percent"]:
+            return "%"
+        if match["name"] is not None and named is not None:
+            return f"${order.setdefault(match['name'], len(order) + 1)}"
+        if match["next"] and named is None:
+            used += 1
+            return f"${used}"
+        raise ClientError(
+            f"the placeholder {match[0]!r} does not go with these values", where="fetch",
+            hint="write %s for values, %(name)s for one mapping, and %% for a per cent sign", sqlstate="42P02",
+        )
+
+    text = _PLACEHOLDER.sub(numbered, sql)
+    if named is None:
+        if used != len(args):
+            raise ClientError(
+                f"{used} placeholders and {len(args)} values", where="fetch", hint="give one value for each %s",
+                sqlstate="42P02",
+            )
+        return Question(text, args)
+    missing = [name for name in order if name not in named]
+    if missing:
+        raise ClientError(
+            f"no value for {', '.join(missing)}", where="fetch", hint="name every %(name)s in the mapping",
+            sqlstate="42P02",
+        )
+    return Question(text, tuple(named[name] for name in order))
+
+
+class _Session:
+    """What is the same for both manners."""
+
+    def __init__(self, pool: Any, connection: Any) -> None:
+        self.pool = pool
+        self._connection = connection
+
+    @property
+    def pid(self) -> int:
+        return int(self._connection.info.backend_pid)
+
+    def question(self, sql: str, args: tuple[Any, ...]) -> Question:
+        return translate(sql, args)
+
+    def why_not(self) -> str:
+        connection = self._connection
+        if connection is None:
+            return ""
+        if connection.pgconn.pipeline_status != PipelineStatus.OFF:
+            return "pipeline"
+        if connection.info.transaction_status != TransactionStatus.IDLE:
+            return "transaction"
+        return "" if connection.info.encoding == "utf-8" else "client_encoding"
+
+    def representation(self, args: tuple[Any, ...]) -> tuple[str, bool]:
+        if self.pool is not None:
+            plain = getattr(self.pool, "_configure", True) is None and "context" not in (self.pool.kwargs or {})
+            plain = plain and self.pool.connection_class in (psycopg.Connection, psycopg.AsyncConnection)
+            return ("psycopg pool", True) if plain else (f"psycopg {named_once(self.pool)}", False)
+        adapters = self._connection.adapters
+        kinds = {type(each) for each in args if each is not None}
+        dumpers = sorted(f"{kind.__qualname__}={_name(adapters.get_dumper(kind, PyFormat.AUTO))}" for kind in kinds)
+        return f"psycopg {','.join(dumpers)}", True
+
+    def fits(self, marks: Any) -> bool:
+        """Does this connection read those types as the one did that fetched them?"""
+        return self.pool is not None or all(self._loader(oid) == name for oid, name in marks or ())
+
+    def bound(self, question: Question) -> Bound:
+        transformer = Transformer(self._connection)
+        oids, formats, values = [], [], []
+        for each in question.args:
+            if each is None:
+                oids.append(0)
+                formats.append(0)
+                values.append(None)
+                continue
+            dumper = transformer.get_dumper(each, PyFormat.AUTO)
+            dumped = dumper.dump(each)
+            oids.append(dumper.oid)
+            formats.append(int(dumper.format))
+            values.append(None if dumped is None else bytes(dumped))
+        return Bound(tuple(oids), tuple(formats), values)
+
+    def _loader(self, oid: int) -> str:
+        adapters = self._connection.adapters
+        return _name(adapters.get_loader(oid, Format.TEXT) or adapters.get_loader(0, Format.TEXT))
+
+    def _result(self, cursor: Any, rows: list[Any]) -> Result:
+        oids = {column.type_code for column in cursor.description}
+        marks = [[oid, self._loader(oid)] for oid in sorted(oids)]
+        return Result(tuple(column.name for column in cursor.description), rows, marks)
+
+    def _switches(self, *, alone: bool) -> bool:
+        return alone and not self._connection.autocommit
+
+
+def _name(adapter: Any) -> str:
+    return "" if adapter is None else f"{adapter.__module__}.{adapter.__qualname__}"
+
+
+class AsyncSession(_Session):
+    """See ``Session``."""
+
+    blocking = False
+
+    async def open(self) -> None:
+        if self._connection is None:
+            self._connection = await self.pool.getconn()
+
+    async def close(self, *, failed: bool) -> None:
+        connection = self._connection
+        if self.pool is None or connection is None:
+            return
+        self._connection = None
+        try:
+            if connection.info.transaction_status in (TransactionStatus.INTRANS, TransactionStatus.INERROR):
+                await (connection.rollback() if failed else connection.commit())
+        finally:
+            await self.pool.putconn(connection)
+
+    async def ask(self, sql: str) -> str:
+        result = await self.run(Question(sql, ()), alone=True)
+        return str(result.rows[0][0])
+
+    async def run(self, question: Question, *, alone: bool) -> Result:
+        connection = self._connection
+        switches = self._switches(alone=alone)
+        if switches:
+            await connection.set_autocommit(True)
+        try:
+            async with AsyncRawCursor(connection, row_factory=tuple_row) as cursor:
+                await cursor.execute(question.text.encode(), question.args or None)
+                return self._result(cursor, await cursor.fetchall()) if cursor.description else Result((), [])
+        finally:
+            if switches and not connection.closed:
+                await connection.set_autocommit(False)
+
+
+class BlockingSession(_Session):
+    """See ``Session``."""
+
+    blocking = True
+
+    def open(self) -> None:
+        if self._connection is None:
+            self._connection = self.pool.getconn()
+
+    def close(self, *, failed: bool) -> None:
+        connection = self._connection
+        if self.pool is None or connection is None:
+            return
+        self._connection = None
+        try:
+            if connection.info.transaction_status in (TransactionStatus.INTRANS, TransactionStatus.INERROR):
+                if failed:
+                    connection.rollback()
+                else:
+                    connection.commit()
+        finally:
+            self.pool.putconn(connection)
+
+    def ask(self, sql: str) -> str:
+        return str(self.run(Question(sql, ()), alone=True).rows[0][0])
+
+    def run(self, question: Question, *, alone: bool) -> Result:
+        connection = self._connection
+        switches = self._switches(alone=alone)
+        if switches:
+            connection.set_autocommit(True)
+        try:
+            with RawCursor(connection, row_factory=tuple_row) as cursor:
+                cursor.execute(question.text.encode(), question.args or None)
+                return self._result(cursor, cursor.fetchall()) if cursor.description else Result((), [])
+        finally:
+            if switches and not connection.closed:
+                connection.set_autocommit(False)

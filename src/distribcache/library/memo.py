@@ -1,0 +1,333 @@
+"""``cached``: what a function returned, until time, a commit or a hand ends it.
+
+Rules:
+1. The key is the function and its arguments, canonical and typed: ``1``, ``True``, ``1.0``, ``"1"`` are four. What has no
+   canonical bytes (``self``, a connection) raises TypeError, unless ``key=`` says what to take instead.
+2. One run per key at a time, whoever calls: tasks of any loop, threads. Those who waited look again.
+3. With ``tables=`` and a database that is followed, F is read before the function runs, and a commit that touches one
+   of the tables ends the value. ``stale=`` bridges the end of a TTL only: what a commit ended is never served again.
+4. What is given back is built anew from bytes each time: nobody can change what others will get. A value that cannot be
+   written as bytes is given back and not kept (``unknown_type`` in the statistics).
+5. A failure of the cache is a call of the function.
+
+A function must read in a transaction that begins inside it. One that reads in a transaction of its caller's may see an
+older snapshot than F claims.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import functools
+import inspect
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import count
+from typing import Any, Final, TypeVar
+
+from distribcache.clock import now_ns
+from distribcache.entry import AT_NS, COST_NS, PAYLOAD, TABLES, Entry, make_entry
+from distribcache.errors import SerializationError
+from distribcache.library.dependence import Dependence, depend
+from distribcache.library.flights import Flight
+from distribcache.library.heat import Access, Heat
+from distribcache.library.keeper import TIMELESS, Keeper
+from distribcache.library.outcome import Outcome, Tally, last
+from distribcache.library.steps import Steps, Wait, block, go
+from distribcache.library.values import key_of, pack, unpack
+from distribcache.query import WorkloadType
+from distribcache.tiers.base import Key
+
+__all__ = ["Memo", "Memos", "Terms"]
+
+_KIND: Final = "call"
+_VALUE, _NONE, _FAILURE = range(3)
+_TRIES: Final = 4
+_MOST_TAGS: Final = 100_000
+_THREADS: Final = 4
+_NS: Final = 1e9
+
+F = TypeVar("F", bound=Callable[..., Any])
+_numbers = count(1)
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """Seconds. ``negative_ttl``: of None and of ``failures``; None keeps None as any value, and no failure."""
+
+    ttl: float
+    stale: float = 0.0
+    refresh_ahead: float = 0.0
+    negative_ttl: float | None = None
+    failures: tuple[type[Exception], ...] = ()
+    tables: tuple[str, ...] = ()
+    tags: Callable[..., Iterable[str]] | tuple[str, ...] = ()
+    key: Callable[..., Any] | None = None
+
+
+class Memos:
+    """What all cached functions of one cache share."""
+
+    def __init__(self, keeper: Keeper, tally: Tally, heat: Heat) -> None:
+        self.keeper = keeper
+        self.tally = tally
+        self.heat = heat
+        self._tags: dict[str, int] = {}
+        self._generation = 0
+        self._numbers = count(1)
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._threads: ThreadPoolExecutor | None = None
+
+    def generation(self, tag: str) -> int:
+        """A number that another one takes the place of when the tag is invalidated."""
+        return self._tags.get(tag, self._generation)
+
+    def invalidate(self, tag: str) -> None:
+        """Nothing that bears this tag is served any more, nor what is being made at this moment."""
+        if len(self._tags) >= _MOST_TAGS and tag not in self._tags:
+            self._tags.clear()
+            self._generation = next(self._numbers)
+        self._tags[tag] = next(self._numbers)
+
+    def behind(self, steps: Steps[Any], *, blocking: bool) -> None:
+        """Play a story that nobody waits for."""
+        if blocking:
+            if self._threads is None:
+                self._threads = ThreadPoolExecutor(_THREADS, "distribcache refresh")
+            self._threads.submit(contextvars.copy_context().run, _quietly, steps, self.keeper)
+            return
+        task = asyncio.get_running_loop().create_task(_quietly_async(steps, self.keeper))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def stop(self) -> None:
+        """Begin no more refreshing."""
+        threads, self._threads = self._threads, None
+        if threads is not None:
+            threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _quietly(steps: Steps[Any], keeper: Keeper) -> None:
+    try:
+        block(steps)
+    except Exception as error:  # noqa: BLE001 - the old value stays until its time is over
+        keeper.failures[f"refresh {type(error).__name__}"] += 1
+
+
+async def _quietly_async(steps: Steps[Any], keeper: Keeper) -> None:
+    try:
+        await go(steps)
+    except Exception as error:  # noqa: BLE001 - as above
+        keeper.failures[f"refresh {type(error).__name__}"] += 1
+
+
+class Memo:
+    """One cached function."""
+
+    def __init__(self, memos: Memos, function: Callable[..., Any], terms: Terms) -> None:
+        self._memos = memos
+        self._keeper = memos.keeper
+        self._function = function
+        self._terms = terms
+        # Functions made in a loop share their names, so a name is no key.
+        self._number = next(_numbers)
+        self.label = f"{function.__module__}.{function.__qualname__}"
+        self._formats = any("{" in tag for tag in terms.tags) if isinstance(terms.tags, tuple) else False
+        self._signature = inspect.signature(function) if self._formats else None
+        self.blocking = not inspect.iscoroutinefunction(function)
+
+    # -- keys
+
+    def key(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Key:
+        """Raises TypeError for arguments that have no canonical bytes."""
+        terms = self._terms
+        try:
+            if terms.key is not None:
+                request = key_of([terms.key(*args, **kwargs)])
+            else:
+                request = key_of([args, kwargs] if kwargs else [args])
+        except SerializationError as error:
+            raise TypeError(
+                f"{self.label}: {error.message}; give key=lambda …: what tells one call from another"
+            ) from None
+        if not terms.tags:
+            return (_KIND, self._number, 0, request)
+        return (_KIND, self._number, tuple(map(self._memos.generation, self._tags(args, kwargs))), request)
+
+    def _tags(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Sequence[str]:
+        tags = self._terms.tags
+        if not isinstance(tags, tuple):
+            return tuple(tags(*args, **kwargs))
+        if self._signature is None:
+            return tags
+        bound = self._signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        return tuple(tag.format(**bound.arguments) for tag in tags)
+
+    # -- calls
+
+    def recall(self, key: Key) -> Entry | None:
+        """What is in memory and needs no second thought; None means the long way (``call``)."""
+        keeper, terms = self._keeper, self._terms
+        if not keeper.running or not keeper.settings.cache.enabled:
+            return None
+        if terms.tables and keeper.follows and not keeper.fresh(keeper.floor(None, now_ns())):
+            return None
+        entry = keeper.find(key)
+        if entry is None or now_ns() - entry[AT_NS] > self._fresh_ns(entry) - int(terms.refresh_ahead * _NS):
+            return None
+        return entry
+
+    def answer(self, key: Key, entry: Entry) -> Any:
+        """The value of a hit. Raises the failure that was kept."""
+        keeper, tally = self._keeper, self._memos.tally
+        keeper.reads += 1
+        keeper.touch(key, entry)
+        tally.hits += 1
+        tally.saved_ns += entry[COST_NS]
+        self._memos.heat.note(Access(True, entry[TABLES], self.label, WorkloadType.MIXED.value, entry[COST_NS]))
+        last.set(Outcome("hit", "L1", "", (now_ns() - entry[AT_NS]) / 1e6, entry[TABLES], WorkloadType.MIXED.value))
+        kind, _, value = unpack(entry[PAYLOAD])
+        if kind == _FAILURE:
+            raise self._terms.failures[value[0]](*value[1])
+        return value
+
+    def _fresh_ns(self, entry: Entry) -> int:
+        """How long it is as good as new; it stays some time longer where a stale one may be served."""
+        negative = self._terms.negative_ttl
+        seconds = self._terms.ttl
+        if negative is not None and entry[PAYLOAD][1] != _VALUE:
+            seconds = negative
+        return int(seconds * _NS)
+
+    def call(self, key: Key, run: Callable[[], Any]) -> Steps[Any]:
+        """The value, by whatever way it takes."""
+        keeper, terms, memos = self._keeper, self._terms, self._memos
+        if not keeper.running or not keeper.settings.cache.enabled:
+            memos.tally.count(Outcome("bypass", reason=keeper.why_not()))
+            return (yield run())
+        followed = bool(terms.tables) and keeper.follows
+        waited = False
+        for _ in range(_TRIES):
+            floor = keeper.floor(None, now_ns())
+            fresh = not followed or keeper.fresh(floor)
+            entry = keeper.find(key)
+            if entry is not None and fresh:
+                self._refresh_soon(key, entry, run)
+                return self.answer(key, entry)
+            if entry is not None and not waited:
+                waited = True
+                yield from keeper.wait_fresh(floor)
+                continue
+            under_way = keeper.flights.join(key)
+            if under_way is not None:
+                yield Wait(under_way.done, keeper.settings.cache.single_flight_wait)
+                if under_way.failure is not None:
+                    raise under_way.failure
+                continue
+            flight = keeper.flights.lead(key)
+            return (yield from self._make(key, flight, run))
+        return (yield from self._make(key, None, run))
+
+    def _refresh_soon(self, key: Key, entry: Entry, run: Callable[[], Any]) -> None:
+        age = now_ns() - entry[AT_NS]
+        if age <= self._fresh_ns(entry) - int(self._terms.refresh_ahead * _NS):
+            return
+        flight = self._keeper.flights.lead(key)
+        if flight is not None:
+            self._memos.behind(self._make(key, flight, run), blocking=self.blocking)
+
+    def _make(self, key: Key, flight: Flight | None, run: Callable[[], Any]) -> Steps[Any]:
+        """Run the function and keep what it returns."""
+        keeper, terms, memos = self._keeper, self._terms, self._memos
+        failure: Exception | None = None
+        try:
+            base = Dependence(tables=",".join(terms.tables))
+            if terms.tables and keeper.follows:
+                base = yield from keeper.ask(depend(keeper, terms.tables), Dependence("internal_error"))
+            memos.tally.count(Outcome("miss", "", base.reason, None, base.tables, WorkloadType.MIXED.value))
+            memos.heat.note(Access(False, base.tables, self.label, WorkloadType.MIXED.value, 0))
+            keeper.reads += 1
+            began = now_ns()
+            try:
+                value = yield run()
+            except Exception as error:
+                failure = error
+                self._keep(key, base, began, _FAILURE, error)
+                raise
+            self._keep(key, base, began, _NONE if value is None else _VALUE, value)
+            return value
+        finally:
+            if flight is not None:
+                keeper.land(key, flight, failure)
+
+    def _keep(self, key: Key, base: Dependence, began: int, kind: int, value: Any) -> None:
+        keeper, terms, tally = self._keeper, self._terms, self._memos.tally
+        if base.reason:
+            tally.fills[base.reason] += 1
+            return
+        ttl = terms.ttl
+        if kind == _FAILURE:
+            if terms.negative_ttl is None or type(value) not in terms.failures:
+                return
+            value = [terms.failures.index(type(value)), list(value.args)]
+        if kind != _VALUE and terms.negative_ttl is not None:
+            ttl = terms.negative_ttl
+        try:
+            payload = pack([kind, self.label, value])
+        except SerializationError:
+            tally.fills["unknown_type"] += 1
+            return
+        now = now_ns()
+        stale = terms.stale if kind == _VALUE else 0.0
+        dated = base.epoch != TIMELESS
+        entry = make_entry(
+            payload, fill=base.fill, analysis=base.analysis if dated else 0, slots=base.slots, epoch=base.epoch,
+            expires=keeper.clock.now + ttl + stale, cost_ns=now - began, at_ns=now, tables=base.tables,
+            workload=WorkloadType.MIXED.value,
+        )  # fmt: skip
+        keeper.soon(self._put, key, entry, began)
+
+    def _put(self, key: Key, entry: Entry, began: int) -> None:
+        self._memos.tally.fills[self._keeper.put(key, entry, began_ns=began)] += 1
+
+    # -- for the application
+
+    def wrap(self) -> Callable[..., Any]:
+        """The function that takes the other's place. ``.invalidate(…)`` drops the value for these arguments,
+        ``.uncached`` is the function itself.
+        """
+        function = self._function
+        wrapper: Any
+        if self.blocking:
+
+            @functools.wraps(function)
+            def blocking(*args: Any, **kwargs: Any) -> Any:
+                key = self.key(args, kwargs)
+                entry = self.recall(key)
+                if entry is not None:
+                    return self.answer(key, entry)
+                return block(self.call(key, lambda: function(*args, **kwargs)))
+
+            wrapper = blocking
+        else:
+
+            @functools.wraps(function)
+            async def awaited(*args: Any, **kwargs: Any) -> Any:
+                key = self.key(args, kwargs)
+                entry = self.recall(key)
+                if entry is not None:
+                    return self.answer(key, entry)
+                run: Callable[[], Awaitable[Any]] = lambda: function(*args, **kwargs)
+                return await go(self.call(key, run))
+
+            wrapper = awaited
+
+        def invalidate(*args: Any, **kwargs: Any) -> None:
+            block(self._keeper.ask(self._keeper.forget(self.key(args, kwargs)), False))
+
+        wrapper.invalidate = invalidate
+        wrapper.uncached = function
+        found: Callable[..., Any] = wrapper
+        return found

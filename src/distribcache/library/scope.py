@@ -1,0 +1,137 @@
+"""Who asks: the scope of a connection, and what is believed of a pool.
+
+A connection is asked on that very connection before each use: anybody who holds it may have said SET ROLE meanwhile. A
+pool is asked on one of its connections with every miss, and at least every ``max_staleness``; in between it is believed
+that its connections are alike. The first answer that differs ends that belief for good: from then on the pool's reads
+go to PostgreSQL, with the reason ``pool_differs``. Answers are compared within one state of the catalogue only: where
+that has moved, all connections may have changed alike.
+
+A scope counts for one server only (coherence rule R9), and for the database whose change stream is followed.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from dataclasses import dataclass
+from typing import Any, Final
+
+from distribcache.clock import now_ns
+from distribcache.coherence.database import Coherence
+from distribcache.coherence.epoch import digest
+from distribcache.coherence.ledger import EPOCH, SCHEMA
+from distribcache.coherence.scope import Idents, Scope, read_scope
+from distribcache.errors import ProtocolError
+from distribcache.sql.settings import SCOPE_COLUMNS, scope_query
+
+__all__ = ["Known", "Scopes", "Standing"]
+
+_PASSING: Final = ("wrong_server", "scope_query_failed")
+_NAMES: Final = [f"c{place}" for place in range(len(SCOPE_COLUMNS) + 1)]
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A scope that may be served. ``identity``: the same as bytes that mean it in every process."""
+
+    scope: Scope
+    server: int
+    identity: bytes
+    asked_under: tuple[int, int]
+
+
+class Standing:
+    """What is believed of a pool."""
+
+    __slots__ = ("at_ns", "differs", "extra", "known")
+
+    def __init__(self) -> None:
+        self.known: Known | None = None
+        self.extra: tuple[str, ...] = ()
+        self.at_ns = 0
+        self.differs = False
+
+    def believed(self, extra: tuple[str, ...], words: memoryview, longest_ns: int) -> Known | None:
+        """The scope of its connections; None when it has to be asked."""
+        known = self.known
+        if known is None or self.extra != extra or now_ns() - self.at_ns > longest_ns:
+            return None
+        return known if known.asked_under == (words[EPOCH], words[SCHEMA]) else None
+
+    def learn(self, known: Known, extra: tuple[str, ...]) -> bool:
+        """One of its connections has answered. False: it is not like another one."""
+        before = self.known
+        if before is not None and self.extra == extra and before.asked_under == known.asked_under:
+            self.differs = self.differs or _told_apart(before, known)
+        self.known, self.extra, self.at_ns = known, extra, now_ns()
+        return not self.differs
+
+    def refuse(self, reason: str) -> None:
+        """One of its connections may not be served at all. Is it another server now, or unlike the others?"""
+        self.differs = self.differs or (self.known is not None and reason not in _PASSING)
+        self.known = None
+
+
+def _told_apart(one: Known, other: Known) -> bool:
+    return (one.scope.ident, one.server) != (other.scope.ident, other.server)
+
+
+class Scopes:
+    """Reads answers about scopes; for any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._idents = Idents()
+
+    @staticmethod
+    def question(extra: tuple[str, ...]) -> str:
+        """A SELECT of one text, whatever the driver makes of types."""
+        return (
+            f"SELECT pg_catalog.row_to_json(asked)::pg_catalog.text FROM ({scope_query(extra)}) "
+            f"AS asked({', '.join(_NAMES)})"
+        )
+
+    def read(
+        self, answer: str, pid: int, coherence: Coherence, extra: tuple[str, ...], asked_under: tuple[int, int]
+    ) -> Known | str:
+        """The scope, or the reason why nothing of it may be cached."""
+        try:
+            fields: dict[str, Any] = json.loads(answer, parse_int=str, parse_float=str)
+            *fixed, settings = [fields[name] for name in _NAMES]
+            row = [_text(each) for each in [*fixed, *settings]]
+            with self._lock:
+                scope = read_scope(row, self._idents, extra)
+                server = self._idents.of((scope.server.system_identifier, scope.server.postmaster_start))
+                named = self._idents.digest(scope.ident)
+        except (ProtocolError, ValueError, TypeError, KeyError, AttributeError):
+            return "scope_query_failed"
+        reason = _wrong_server(scope, pid, coherence) or scope.refusal
+        if not reason and coherence.name and fixed[0] != coherence.name:
+            reason = "another_database"
+        if reason:
+            return reason
+        facts = f"{scope.server.system_identifier} {scope.server.postmaster_start}".encode()
+        return Known(scope, server, digest(named, facts) if named else b"", asked_under)
+
+
+def _text(value: Any) -> bytes | None:
+    if value is None or isinstance(value, str):
+        return None if value is None else value.encode("utf-8", "surrogateescape")
+    if isinstance(value, bool):
+        return b"t" if value else b"f"
+    return json.dumps(value).encode()
+
+
+def _wrong_server(scope: Scope, pid: int, coherence: Coherence) -> str:
+    """Coherence rule R9: is the connection's server the one whose WAL is read? Empty when it is."""
+    if scope.server.backend_pid != pid:
+        return "pooler"
+    identity = coherence.identity
+    if identity is None:
+        return "" if coherence.mode == "ttl" else "wrong_server"
+    same = (
+        scope.server.system_identifier == identity.system_identifier
+        and scope.server.postmaster_start == identity.postmaster_start
+        and not scope.server.in_recovery
+    )
+    return "" if same else "wrong_server"
