@@ -208,6 +208,9 @@ class InnerProxy:
         monkeypatch.setattr(Reader, "_slice", lambda *_: False)
 
     def stop(self) -> None:
+        """May be called twice."""
+        if self._loop.is_closed():
+            return
         self.call(self.proxy.stop())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)
