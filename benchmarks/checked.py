@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["FAMILIES", "KINDS", "LAST", "PEOPLE", "ROWS", "SCHEMA", "STOCK", "ZONES", "Kind", "writes"]
+__all__ = ["FAMILIES", "KINDS", "LAST", "PATHS", "PEOPLE", "ROWS", "SCHEMA", "STOCK", "ZONES", "Kind", "writes"]
 
 ROWS = 16
 LAST = ROWS - 1
 """The row that is only read along with others."""
 PEOPLE = ("ann", "ben", "cem")
 ZONES = {"UTC": b"+00", "Asia/Kolkata": b"+05:30", "America/Lima": b"-05"}
+PATHS = ("north", "south")
+"""Schemas, for search paths."""
 FAMILIES = ("counter", "parts", "moved", "replaced", "shown", "catalogue")
 SCHEMA = FAMILIES.index("catalogue")
 
@@ -49,14 +51,18 @@ CREATE POLICY own ON secret USING (holder = current_user);
 """ + "".join(
     f"CREATE ROLE {name} LOGIN; INSERT INTO secret SELECT i, '{name}' FROM generate_series(0, 3) i;\n"
     for name in PEOPLE
+) + "".join(
+    f"CREATE SCHEMA {path}; GRANT USAGE ON SCHEMA {path} TO public;\n"
+    f"CREATE TABLE {path}.placed AS SELECT '{path}' AS place; GRANT SELECT ON {path}.placed TO public;\n"
+    for path in PATHS
 ) + f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {', '.join(PEOPLE)};"  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
     """``sql`` reads with ``$1`` a row of a family, and ``also`` adds another. ``scale`` and ``wanted``: what the
-    number is multiplied by, and what the second column must be: the session's zone or role. ``broad``: it depends on
-    whole tables, so it is asked for few rows, or it would be a miss all the time.
+    number is multiplied by, and what the second column must be: the session's zone, role or path. ``broad``: it depends
+    on whole tables, so it is asked for few rows, or it would be a miss all the time.
     """
 
     name: str
@@ -78,12 +84,17 @@ class Kind:
         """Does it show the number of one row, and nothing else?"""
         return not self.every and self.also < 0 and not self.wanted
 
+    @property
+    def timeless(self) -> bool:
+        """Is its number always the same, because only the second column matters?"""
+        return self.wanted in ("name", "path")
+
     def text(self, row: int) -> str:
         return self.sql.replace("$1", str(row))
 
-    def second(self, person: str, zone: str) -> bytes | None:
+    def second(self, person: str, zone: str, path: str) -> bytes | None:
         """What stands at the end of the second column."""
-        return {"zone": ZONES[zone], "name": person.encode()}.get(self.wanted)
+        return {"zone": ZONES[zone], "name": person.encode(), "path": path.encode()}.get(self.wanted)
 
 
 KINDS = (
@@ -102,6 +113,7 @@ KINDS = (
     Kind("by any column", 4, "SELECT value FROM shown WHERE row = $1"),
     Kind("by a text", 4, "SELECT value FROM shown WHERE tag = 'tag $1'"),
     Kind("own rows", 0, "SELECT 2147483647, holder FROM secret WHERE slot = $1 % 4", wanted="name"),
+    Kind("by the path", 0, "SELECT 2147483647, place FROM placed", wanted="path"),
     Kind("a view made anew", SCHEMA, "SELECT shape FROM shaped"),
     Kind("swapped by names", SCHEMA, "SELECT value FROM swapped WHERE id = 0"),
 )

@@ -2,11 +2,12 @@
 
     python benchmarks/checker.py                                 a server and distribcache of its own, 1,000,000 hits
     python benchmarks/checker.py --mute rows --seconds 20        a rule is muted: this must fail
+    python benchmarks/checker.py --mute rows --first             it must fail, and does not go on then
 
 Writers increment numbers, through the proxy and around it, in ones and in transactions; a view is made anew and tables
 change their names meanwhile. Readers ask in pipelines of raw messages, in both protocols, for the numbers in every way
-there is (``checked``), in all three consistencies, as different roles in different time zones. What each may be shown
-at least stands in ``checking``. When the writers have stopped, nobody may be behind for good.
+there is (``checked``), in all three consistencies, as different roles, with settings that shape answers. What each may
+be shown at least stands in ``checking``. When the writers have stopped, nobody may be behind for good.
 
 Every commit waits for a receiver of the log, as with a synchronous standby: so each commit is in the change stream for
 a while before any snapshot shows it (coherence rule R3).
@@ -42,6 +43,8 @@ BOUND_S = 1.0
 _SETTINGS = {"DISTRIBCACHE_FRESHNESS_HIT_WAIT": "50ms", "DISTRIBCACHE_FRESHNESS_MAX_STALENESS": f"{BOUND_S:g}s"}
 MUTES = ("rows", "visibility", "schema", "settings", "people", "validity", "own_writes", "arrival")
 """Names of ``tests/mutes.py``; the last two take ``--late``."""
+_DDL_S, _LEAST_DDL = 15.0, 8
+"""Seconds between changes of the catalogue; but a short run has some of them too."""
 
 
 @contextlib.contextmanager
@@ -118,11 +121,14 @@ def check(place: Place, proxy: servers.Program, asked: argparse.Namespace) -> tu
     results = multiprocessing.get_context("fork").Queue()
     began, before = time.monotonic(), _hits(proxy)
     processes = [_spawn(results, write, place, truth, i, asked.writers, asked.pause) for i in range(asked.writers)]
-    processes.append(_spawn(results, change_catalogue, place, truth, asked.ddl))
+    ddl = min(_DDL_S, asked.seconds / _LEAST_DDL) if asked.ddl is None else asked.ddl
+    processes.append(_spawn(results, change_catalogue, place, truth, ddl))
     processes += [_spawn(results, read, place, truth, i) for i in range(asked.readers)]
     end, said, hits = began + asked.seconds, began, 0.0
     early: list[Found] = []
     while hits < asked.hits and time.monotonic() < end and proxy.alive and not early:
+        if asked.first and truth.harmed:
+            break
         time.sleep(0.5)
         while not results.empty():
             early.append(results.get())  # nobody ends by itself
@@ -138,7 +144,7 @@ def check(place: Place, proxy: servers.Program, asked: argparse.Namespace) -> tu
     seconds = time.monotonic() - began
     for found in early:
         total.add(found)
-    if proxy.alive:
+    if proxy.alive and not (asked.first and truth.harmed):
         total.add(final(place, truth))
     return total, hits, seconds
 
@@ -150,7 +156,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--readers", type=int, default=len(PEOPLE))
     parser.add_argument("--writers", type=int, default=2)
     parser.add_argument("--pause", type=float, default=0.05, help="seconds between the writes of a writer")
-    parser.add_argument("--ddl", type=float, default=15.0, help="seconds between changes of the catalogue")
+    parser.add_argument("--ddl", type=float, help="seconds between changes of the catalogue, which empty the cache")
+    parser.add_argument("--first", action="store_true", help="end at the first wrong answer")
     parser.add_argument("--mute", choices=MUTES, help="a rule that shall not hold")
     parser.add_argument("--late", action="store_true", help="the stream of changes comes in gusts of 200 ms")
     asked = parser.parse_args(argv)

@@ -8,6 +8,7 @@ strict    nothing is older than what anybody was told
 session   nothing is older than what anybody was told through the proxy, and than the bound
 eventual  nothing is older than the bound
 
+Who a reader is, its time zone and its search path shape some answers; the latter two it sets anew now and then.
 DDL around the proxy is seen within the polls of coherence rule R6: it binds nobody earlier than ``_POLLS_S``.
 """
 
@@ -25,7 +26,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import psycopg
-from benchmarks.checked import FAMILIES, KINDS, LAST, PEOPLE, ROWS, SCHEMA, ZONES, Kind, writes
+from benchmarks.checked import FAMILIES, KINDS, LAST, PATHS, PEOPLE, ROWS, SCHEMA, ZONES, Kind, writes
 from tests.rawclient import RawClient
 
 from distribcache.wire.messages import SYNC, bind, execute, parse, query
@@ -36,6 +37,8 @@ CONSISTENCIES = ("strict", "session", "eventual")
 _POLLS_S = 3.0
 _BATCH = {"strict": 25, "session": 100, "eventual": 100}
 _WORDS = len(FAMILIES) * ROWS
+_CHANGES = 0.02
+"""How often a reader changes its settings, per pipeline."""
 _LAST = query(b"SHOW distribcache.last")
 _MOST_LINES = 5
 
@@ -59,7 +62,7 @@ class Place:
 
 
 class Truth:
-    """Words shared by all processes: acknowledged to anybody, acknowledged through the proxy, and a word that stops."""
+    """Words that all processes share: acknowledged to anybody, and through the proxy; stop; something is wrong."""
 
     def __init__(self) -> None:
         self._words = memoryview(mmap.mmap(-1, 8 * (2 * _WORDS + 2))).cast("Q")
@@ -72,6 +75,15 @@ class Truth:
 
     def stop(self) -> None:
         self._words[2 * _WORDS] = 1
+
+    @property
+    def harmed(self) -> bool:
+        """Was anything wrong yet?"""
+        return bool(self._words[2 * _WORDS + 1])
+
+    def note(self, found: Found) -> None:
+        if found.wrong:
+            self._words[2 * _WORDS + 1] = 1
 
     def acknowledge(self, family: int, row: int, value: int, *, through: bool) -> None:
         """Each row has one writer, so no other store is lost."""
@@ -151,6 +163,7 @@ def write(place: Place, truth: Truth, number: int, count: int, pause: float) -> 
                     found.reads["own"] += 1
                     if told is None or told[0] // kind.scale < value:
                         found.blame("own write not read", f"{kind.name} row {row}: {told} < {value}")
+            truth.note(found)
             time.sleep(pause)
     return found
 
@@ -189,17 +202,27 @@ class Reader:
         # Every role in every zone, in different consistencies: neither tells the other.
         self.person = person = PEOPLE[number % len(PEOPLE)]
         zone = list(ZONES)[(number + CONSISTENCIES.index(consistency)) % len(ZONES)]
-        options = f"-c distribcache.consistency={consistency} -c TimeZone={zone}"
+        path = PATHS[number % len(PATHS)]
+        options = f"-c distribcache.consistency={consistency} -c TimeZone={zone} -c search_path={path},public"
         self.client = RawClient(place.host, place.proxy, place.database, person, options=options, seconds=60)
         for at, kind in enumerate(KINDS):
             if "'" not in kind.sql:
                 self.client.exchange(parse(b"k%d" % at, kind.sql.encode(), [] if kind.one else [23]) + SYNC)
-        self.seconds = [kind.second(person, zone) for kind in KINDS]
+        self.seconds = [kind.second(person, zone, path) for kind in KINDS]
         self.history: deque[tuple[float, list[int]]] = deque()
         """Copies of what had been acknowledged by then, one every tenth of a second."""
         self.asked: list[tuple[int, int]] = []
         self.bounds: list[int] = []
-        self.sampled = False
+        self.sampled = self.changed = False
+
+    def _settings(self) -> bytes:
+        """Now and then the answers to come shall look otherwise."""
+        self.changed = self.draw.random() < _CHANGES
+        if not self.changed:
+            return b""
+        zone, path = self.draw.choice(list(ZONES)), self.draw.choice(PATHS)
+        self.seconds = [kind.second(self.person, zone, path) for kind in KINDS]
+        return query(f"SET TimeZone = '{zone}'; SET search_path = {path}, public".encode())
 
     def _message(self, at: int, row: int) -> bytes:
         kind = KINDS[at]
@@ -233,7 +256,7 @@ class Reader:
         """A pipeline of reads."""
         draw = self.draw
         self.asked = [self._drawn() for _ in range(_BATCH[self.consistency])]
-        data = b"".join(self._message(*one) for one in self.asked)
+        data = self._settings() + b"".join(self._message(*one) for one in self.asked)
         self.sampled = draw.random() < 0.1
         self.bounds = self._bounds(time.monotonic())
         self.client.send(data + _LAST if self.sampled else data)
@@ -244,6 +267,8 @@ class Reader:
 
     def judge(self) -> None:
         """What came back."""
+        if self.changed:
+            self.client.rows_until_ready()
         for at, row in self.asked:
             self._judge(at, row, self.client.rows_until_ready(), self.bounds)
         self.found.reads[self.consistency] += len(self.asked)
@@ -277,6 +302,7 @@ def read(place: Place, truth: Truth, number: int) -> Found:
             reader.send()
         for reader in readers:
             reader.judge()
+        truth.note(found)
     return found
 
 
@@ -294,7 +320,7 @@ def final(place: Place, truth: Truth) -> Found:
                     rows = reader.client.rows(query(kind.text(row).encode()))
                     found.reads["final"] += 1
                     told = int(rows[0][0] or 0) // kind.scale if rows else -1
-                    if told == wanted or kind.wanted == "name":
+                    if told == wanted or kind.timeless:
                         break
                     if time.monotonic() > deadline:
                         found.blame("for ever", f"{consistency} {kind.name} row {row}: {told} instead of {wanted}")
