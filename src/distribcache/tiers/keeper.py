@@ -22,7 +22,7 @@ from distribcache.tiers.base import Cause, Digest, Record
 from distribcache.tiers.codec import encode
 from distribcache.tiers.place import OffError, Place, code_of
 from distribcache.tiers.queue import Queue
-from distribcache.tiers.shelf import BrokenError, Drop, Shelf, Written
+from distribcache.tiers.shelf import MAX_SHARE, BrokenError, Drop, Shelf, Written
 
 __all__ = ["Keeper", "Kept"]
 
@@ -32,6 +32,7 @@ _TICK: Final = 1.0
 _READERS_EVERY: Final = 60
 _REST: Final = 0.002
 _ROOM: Final = 64 << 10
+_BATCH: Final = 8 << 20
 
 # A child after a fork must not close what its parent has open: that would let go of the parent's readers.
 _abandoned: list[Shelf] = []
@@ -75,13 +76,14 @@ class Keeper:
     used: int
     """Bytes charged when this process last looked."""
 
-    def __init__(self, settings: WarmTier, path: Path, queue: Queue, now: Callable[[], float]) -> None:
+    def __init__(self, settings: WarmTier, path: Path, now: Callable[[], float]) -> None:
         self._path = path
         self._compression = settings.compression
         self._now = now
-        self.queue = queue
         self.place = Place(path)
         self.shelf = Shelf(settings.size, settings.max_entry)
+        batch = min(_BATCH, settings.size // (2 * MAX_SHARE))
+        self.queue = Queue(settings.write_queue, batch, self.shelf.at_once)
         self.kept = Kept()
         self.used = 0
         self._thread: threading.Thread | None = None
@@ -193,7 +195,9 @@ class Keeper:
         self.kept.wrote(self.shelf.trim())
         if self.queue.is_clearing:
             self._clear()
-        self._write(self.queue.take_drops())
+        while drops := self.queue.take_drops():
+            self._write(drops)
+        self.used = self.shelf.totals().charged
         self._set_off("", "")
         self._tried.set()
 

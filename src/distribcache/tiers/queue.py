@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from itertools import islice
 from typing import Final
 
 from distribcache.tiers.base import Digest, Record
@@ -23,7 +24,6 @@ _OVERHEAD: Final = 700
 """Bytes of a waiting record besides its parts."""
 _DROP: Final = 250
 """Bytes of a waiting drop."""
-_AT_ONCE: Final = 512
 
 Item = Record | Drop
 
@@ -37,18 +37,19 @@ def weight(item: Item) -> int:
 
 
 class Queue:
-    """``capacity``: bytes that may wait; ``batch``: bytes that are taken at once, or one item."""
+    """``capacity``: bytes that may wait; ``batch`` and ``at_once``: bytes and items that are taken, or one item."""
 
     __slots__ = (
-        "_asked", "_batch", "_capacity", "_changed", "_closed", "_done", "_drops", "_waiting", "_woken", "_writing",
-        "bytes_used",
+        "_asked", "_at_once", "_batch", "_capacity", "_changed", "_closed", "_done", "_drops", "_waiting", "_woken",
+        "_writing", "bytes_used",
     )  # fmt: skip
 
     bytes_used: int
     """Of records that wait."""
 
-    def __init__(self, capacity: int, batch: int) -> None:
+    def __init__(self, capacity: int, batch: int, at_once: int = 512) -> None:
         self._capacity = capacity
+        self._at_once = at_once
         self._batch = batch
         self._changed = threading.Condition()
         self._waiting: dict[Digest, Item] = {}
@@ -121,7 +122,7 @@ class Queue:
 
     def abandon(self) -> None:
         """In a child after a fork: its locks may be held by threads that are not here."""
-        self.__init__(self._capacity, self._batch)  # type: ignore[misc]
+        self.__init__(self._capacity, self._batch, self._at_once)  # type: ignore[misc]
 
     def wake(self) -> None:
         """Let the writer look around now."""
@@ -169,15 +170,16 @@ class Queue:
             size = 0
             for digest, item in self._waiting.items():
                 size += weight(item)
-                if taken and (size > self._batch or len(taken) >= _AT_ONCE):
+                if taken and (size > self._batch or len(taken) >= self._at_once):
                     break
                 taken[digest] = item
             return self._take(taken)
 
     def take_drops(self) -> dict[Digest, Item]:
-        """What must go before anything is found again."""
+        """Some of what must go before anything is found again."""
         with self._changed:
-            return self._take({digest: item for digest, item in self._waiting.items() if isinstance(item, Drop)})
+            drops = (digest for digest, item in self._waiting.items() if isinstance(item, Drop))
+            return self._take({digest: self._waiting[digest] for digest in islice(drops, self._at_once)})
 
     def _take(self, taken: dict[Digest, Item]) -> dict[Digest, Item]:
         self._writing = taken

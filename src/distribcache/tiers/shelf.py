@@ -8,11 +8,13 @@ Three trees, changed together in one write transaction, so that they agree whoev
 
 Rules:
 1. The bytes charged never exceed ``size`` after a commit. An entry is charged what it takes in the file: whole pages of
-   its own if it is large, half as much again as its length otherwise (a page of a B-tree is two thirds full).
-2. The map is half as large again as ``size``. Pages that a transaction frees serve again only in the next but one, and
-   a large entry needs them in a row. So an entry is charged at most an eighth of ``size``, and a batch as well.
+   its own if it is large, twice its length otherwise (where old ones leave, a page of a B-tree is half full).
+2. The map is half as large again as ``size``. Pages that a transaction frees, and every page that it changes, serve
+   again only in the next but one; a large entry needs them in a row. So an entry is charged at most an eighth of
+   ``size``, a batch half of that, and a batch has at most ``at_once`` entries, which may change three pages each.
 3. When the map is full in spite of that, readers that were killed are forgotten (they pin pages), the oldest tenth is
-   dropped, and the batch is tried again; then entry by entry; what still does not fit is dropped and counted.
+   dropped, and the batch is tried again; then entry by entry; what still does not fit is dropped and counted. When
+   not even dropping is possible the file is of no use, and begun anew.
 4. Reading never waits for writing. A read transaction lasts for one look-up and ends before anything of it is returned.
 5. Nothing is synced: see ``place`` for what that means after a loss of power.
 
@@ -44,10 +46,11 @@ _FORMAT: Final = b"distribcache warm tier 1"
 _SEQUENCE = Struct(">Q")
 _ROW = Struct("<16sQ")
 _TOTALS = Struct("<QQQ")
-_AT_ONCE: Final = 2000
+_AT_ONCE: Final = 512
+_PER_ENTRY: Final = 3 * 4096 * 16
 _TRIES: Final = 3
 _SLACK_PAGES: Final = 256
-_NODE: Final = 64
+_NODE: Final = 68
 """Bytes of a small entry besides its value: two nodes, two keys and a row of ``order``."""
 
 
@@ -119,11 +122,12 @@ def off(error: lmdb.Error) -> BrokenError:
 class Shelf:
     """``size``: bytes that may be charged."""
 
-    __slots__ = ("_about", "_entries", "_env", "_lock", "_order", "_page", "max_payload", "size")
+    __slots__ = ("_about", "_entries", "_env", "_lock", "_order", "_page", "at_once", "max_payload", "size")
 
     def __init__(self, size: int, max_payload: int) -> None:
         self.size = size
         self.max_payload = max_payload
+        self.at_once = max(4, min(_AT_ONCE, size // _PER_ENTRY))
         self._env: lmdb.Environment | None = None
         self._lock = threading.Lock()
         self._page = 4096
@@ -214,8 +218,8 @@ class Shelf:
         """Bytes that an encoded record of this length is charged with: rule 1."""
         length += 8
         if length + 24 <= self._page // 2 - 16:
-            return (length + _NODE) * 3 // 2
-        return -(-(length + 16) // self._page) * self._page + _NODE * 3 // 2
+            return 2 * (length + _NODE)
+        return -(-(length + 16) // self._page) * self._page + 2 * _NODE
 
     def write(self, batch: Mapping[Digest, bytes | Drop]) -> Written:
         """Put and drop in one transaction, and make room. Raises ``BrokenError``; then nothing of it is done."""
@@ -263,12 +267,10 @@ class Shelf:
         return done
 
     def trim(self) -> Written:
-        """Drop the oldest while more is charged than ``size``, a slice per transaction. Raises ``BrokenError``."""
+        """Drop the oldest while more is charged than ``size``. Raises ``BrokenError``."""
         done = Written()
         try:
-            while self.totals().charged > self.size:
-                with self._writing() as txn:
-                    self._keep(txn, self._evict(txn, self._totals(txn), self.size, done, _AT_ONCE))
+            self._drop_to(self.size, done)
         except lmdb.Error as error:
             raise off(error) from error
         return done
@@ -281,15 +283,23 @@ class Shelf:
             raise off(error) from error
 
     def _make_room(self, done: Written) -> None:
-        """Rule 3. Pages that the first transaction frees serve from the third on."""
+        """Rule 3."""
+        self.forget_killed_readers()
         try:
-            self._opened.reader_check()
-            for least in (self.size // 10, 0):
+            self._drop_to(max(0, self.totals().charged - self.size // 10), done)
+            for _ in range(2):  # pages that were freed last serve from the third transaction on
                 with self._writing() as txn:
-                    totals = self._totals(txn)
-                    self._keep(txn, self._evict(txn, totals, max(0, totals.charged - least), done))
+                    self._keep(txn, self._totals(txn))
+        except lmdb.MapFullError as error:
+            raise BrokenError("map_full", str(error), anew=True) from error
         except lmdb.Error as error:
             raise off(error) from error
+
+    def _drop_to(self, limit: int, done: Written) -> None:
+        """Drop the oldest until no more than ``limit`` bytes are charged, a slice per transaction."""
+        while self.totals().charged > limit:
+            with self._writing() as txn:
+                self._keep(txn, self._evict(txn, self._totals(txn), limit, done, self.at_once))
 
     def _evict(
         self, txn: lmdb.Transaction[memoryview], totals: Totals, limit: int, done: Written, most: int = 1 << 30

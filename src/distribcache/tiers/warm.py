@@ -34,7 +34,7 @@ from distribcache.tiers.codec import DIGEST_BYTES, ForeignError
 from distribcache.tiers.ghost import Ghost
 from distribcache.tiers.keeper import Keeper
 from distribcache.tiers.latency import Latency
-from distribcache.tiers.queue import Queue, weight
+from distribcache.tiers.queue import weight
 from distribcache.tiers.shelf import MAX_SHARE, BrokenError, Drop, Totals, UnreadableError
 
 __all__ = ["PRESSED_FROM", "WarmCache"]
@@ -43,7 +43,6 @@ PRESSED_FROM: Final = 0.8
 """From this share of the size on, rule 4 holds."""
 _OPENING: Final = 2.0
 _LEAVING: Final = 10.0
-_BATCH: Final = 8 << 20
 _FUTURE: Final = 5.0
 _PER_WANTED: Final = 16384
 _LEAST_WANTED: Final = 1 << 12
@@ -65,8 +64,8 @@ class WarmCache:
         self._settings = settings
         self._now = now
         self._timer = timer
-        self._queue = Queue(settings.write_queue, min(_BATCH, settings.size // (2 * MAX_SHARE)))
-        self._keeper = Keeper(settings, settings.path, self._queue, now)
+        self._keeper = Keeper(settings, settings.path, now)
+        self._queue = self._keeper.queue
         self._pressed_from = int(settings.size * PRESSED_FROM)
         self._ghost = Ghost(min(_MOST_WANTED, max(_LEAST_WANTED, settings.size // _PER_WANTED)))
         self._latency = Latency()
