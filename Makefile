@@ -9,7 +9,7 @@ ARGS ?=
 WORKERS ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint check docs suites compiled bench bench-writes soak checker twins clean
+.PHONY: help demo test lint check docs suites compiled bench bench-writes soak checker nodes twins clean
 
 help:  ## Show the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 24
@@ -52,6 +52,9 @@ soak: $(VENV)/.stamp-dev  ## Five minutes of mixed load, memory and descriptors 
 
 checker: $(VENV)/.stamp-dev  ## A million answers from memory, none older than promised
 	@$(BIN)/python benchmarks/checker.py $(ARGS)
+
+nodes: $(VENV)/.stamp-dev  ## Two nodes on one Valkey cluster, five minutes of faults: no error, nothing outdated
+	@$(BIN)/python benchmarks/nodes.py $(ARGS)
 
 twins: $(VENV)/.stamp-dev  ## Random sessions played directly and through the proxy: 45,000 steps, no difference
 	@TWIN_SEEDS=$${TWIN_SEEDS:-1-100} $(BIN)/python -m pytest tests/property/test_sessions_model.py -s -k no_session $(ARGS)
