@@ -180,8 +180,8 @@ class Keeper:
     def _enter(self) -> None:
         """Open, do what had to wait, and be on."""
         self.place.enter(self._rest)
-        if self._needed and self.place.free_bytes() < self._needed:
-            raise OffError("disk_full", "there is still no room for what failed", where=str(self._path))
+        if self._needed and (code := self.place.lack_of_room(self._needed)):
+            raise OffError(code, "there is still no room for what failed", where=str(self._path))
         try:
             self.shelf.open(self._path)
         except BrokenError as error:
@@ -250,6 +250,9 @@ class Keeper:
             code, detail = code_of(error.errno), error.strerror or ""
         else:
             code, detail = getattr(error, "code", "io_error"), error.message
+        if code == "io_error" and self._needed:
+            # LMDB says so of a write that was cut short, as the first one on a full disk is.
+            code = self.place.lack_of_room(self._needed) or code
         self._set_off(code, detail)
         self.kept.failed(code)
         self.used = 0

@@ -44,6 +44,7 @@ _SEAL_MAGIC: Final = b"dcseal\x01\n"
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 _OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
 _PATIENCE: Final = 500
+_CHUNK: Final = 1 << 16
 _OPEN: Final = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
 _NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NOT_ALLOWED: Final = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -169,9 +170,26 @@ class Place:
         self.data.unlink(missing_ok=True)
         self.lock.unlink(missing_ok=True)
 
-    def free_bytes(self) -> int:
-        found = os.statvfs(self.path)
-        return found.f_bavail * found.f_frsize
+    def lack_of_room(self, needed: int) -> str:
+        """Why the data could not grow by so many bytes now, as ``code_of`` says it; empty when it could.
+
+        Tried on a file of its own: what is free says nothing of quotas and limits, and a write that was cut short by a
+        full disk nothing of why.
+        """
+        probe = self.path / "probe"
+        try:
+            size = self.data.stat().st_size if self.data.exists() else 0
+            file = os.open(probe, _OPEN, 0o600)
+            try:
+                end = size + needed
+                while size < end:
+                    size += os.pwrite(file, bytes(min(_CHUNK, end - size)), size)
+            finally:
+                os.close(file)
+                probe.unlink()
+        except OSError as error:
+            return code_of(error.errno)
+        return ""
 
     def _look_at_directory(self) -> None:
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
