@@ -2,4 +2,4 @@
 
 from __future__ import annotations
 
-pytest_plugins = ["fix_cli", "fix_postgres", "fix_proxy", "fix_stock", "fix_valkey", "fix_world"]
+pytest_plugins = ["fix_cli", "fix_postgres", "fix_library", "fix_proxy", "fix_stock", "fix_valkey", "fix_world"]

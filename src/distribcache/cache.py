@@ -180,8 +180,13 @@ class DistribCache:
         """What is stored for that query in that context, None if there is nothing."""
         key = _key(fingerprint, context)
         entry = self._entries.get(key)
-        if entry is not None and entry[EPOCH] == TIMELESS and entry[EXPIRES] >= self._keeper.clock.now:
-            return self._hit(key, entry, fingerprint)
+        if entry is not None:
+            keeper = self._keeper
+            if entry[EPOCH] == TIMELESS:
+                if entry[EXPIRES] >= keeper.clock.now:
+                    return self._hit(key, entry, fingerprint)
+            elif keeper.fresh(keeper.floor(None, now_ns())) and keeper.find(key) is entry:
+                return self._hit(key, entry, fingerprint)
         return await go(self._get(key, fingerprint))
 
     async def get_or_raise(self, fingerprint: QueryFingerprint, context: QueryContext | None = None) -> CacheEntry:

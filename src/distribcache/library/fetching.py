@@ -164,7 +164,8 @@ class Fetching:
                 rows = self._serve(session, question, key, entry)
                 if rows is not None:
                     return rows
-                return (yield from self._pass(session, question, Outcome("bypass", reason="adapters_differ")))
+                differ = Outcome("bypass", "", "adapters_differ", None, entry[TABLES], entry[WORKLOAD])
+                return (yield from self._pass(session, question, differ, pure=True))
             if entry is not None and not fresh and not waited:
                 waited = True
                 yield from keeper.wait_fresh(floor)
@@ -172,6 +173,8 @@ class Fetching:
             under_way = keeper.flights.join(key)
             if under_way is not None and not joined:
                 joined = True
+                if session.pool is not None:
+                    yield session.close(failed=False)  # whoever leads may need it
                 yield Wait(under_way.done, keeper.settings.cache.single_flight_wait)
                 continue
             flight = keeper.flights.lead(key)
@@ -192,7 +195,7 @@ class Fetching:
                     rows = self._serve(session, question, key, plan.entry, plan.tier)
                     if rows is not None:
                         return rows
-                    plan = Plan("adapters_differ", analysis=plan.analysis)
+                    continue
                 if plan.reason:
                     if flight is not None:
                         keeper.land(key, flight)  # nobody has anything to wait for
@@ -347,6 +350,8 @@ class Fetching:
         """Bounds of a class of statements; and, where only time ends entries, all bounds."""
         keeper = self._keeper
         now, staleness = now_ns(), keeper.settings.staleness
+        if wish.ttl is not None and now - entry[AT_NS] > wish.ttl * 1e9:
+            return False
         own = [each for each in (wish.max_staleness_ns, known.scope.max_staleness_ns) if each is not None]
         bound = staleness.bounds.get(entry[WORKLOAD])
         if keeper.coherence.mode == "ttl":
@@ -429,7 +434,7 @@ def _workload(analysis: Analysis, known: Known, wish: Wish) -> WorkloadType:
 def _request(question: Question) -> tuple[bytes, str]:
     """The statement as part of a key, or why it has none."""
     if any(map(_names_a_moment, question.args)):
-        return b"", "time_word"
+        return b"", "time_parameter"
     try:
         return key_of([question.text, list(question.args)]), ""
     except SerializationError:

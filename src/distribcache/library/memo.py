@@ -1,8 +1,8 @@
 """``cached``: what a function returned, until time, a commit or a hand ends it.
 
 Rules:
-1. The key is the function and its arguments, canonical and typed: ``1``, ``True``, ``1.0``, ``"1"`` are four. What has no
-   canonical bytes (``self``, a connection) raises TypeError, unless ``key=`` says what to take instead.
+1. The key is the function and its arguments, canonical and typed: ``1``, ``True``, ``1.0``, ``"1"`` are four. What has
+   no canonical bytes (``self``, a connection) raises TypeError, unless ``key=`` says what to take instead.
 2. One run per key at a time, whoever calls: tasks of any loop, threads. Those who waited look again.
 3. With ``tables=`` and a database that is followed, F is read before the function runs, and a commit that touches one
    of the tables ends the value. ``stale=`` bridges the end of a TTL only: what a commit ended is never served again.

@@ -6,14 +6,19 @@ sent by a raw cursor, so that what is analysed is what is sent.
 What psycopg sends for an argument is asked of its own adaptation, and how it reads a type can be asked of any
 connection: so connections share answers as long as they adapt alike.
 
+A connection may be shared by tasks or threads, as psycopg allows: fetches of ours take turns on it.
+
 An idle connection that is not in autocommit mode is switched to it for one read, and back: a read from memory cannot
 leave a transaction open behind it, so one from the server should not either.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import re
+import threading
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -92,6 +97,7 @@ class _Session:
 
     def __init__(self, pool: Any, connection: Any) -> None:
         self.pool = pool
+        self._mine = False
         self._connection = connection
 
     @property
@@ -113,7 +119,9 @@ class _Session:
 
     def representation(self, args: tuple[Any, ...]) -> tuple[str, bool]:
         if self.pool is not None:
-            plain = getattr(self.pool, "_configure", True) is None and "context" not in (self.pool.kwargs or {})
+            kwargs = self.pool.kwargs or {}
+            plain = isinstance(kwargs, Mapping) and "context" not in kwargs
+            plain = plain and getattr(self.pool, "_configure", True) is None
             plain = plain and self.pool.connection_class in (psycopg.Connection, psycopg.AsyncConnection)
             return ("psycopg pool", True) if plain else (f"psycopg {named_once(self.pool)}", False)
         adapters = self._connection.adapters
@@ -154,6 +162,13 @@ class _Session:
         return alone and not self._connection.autocommit
 
 
+_locks: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+
+
+def _turns(connection: Any, kind: Callable[[], Any]) -> Any:
+    return _locks.get(connection) or _locks.setdefault(connection, kind())
+
+
 def _name(adapter: Any) -> str:
     return "" if adapter is None else f"{adapter.__module__}.{adapter.__qualname__}"
 
@@ -166,9 +181,15 @@ class AsyncSession(_Session):
     async def open(self) -> None:
         if self._connection is None:
             self._connection = await self.pool.getconn()
+        elif self.pool is None and not self._mine:
+            await _turns(self._connection, asyncio.Lock).acquire()
+            self._mine = True
 
     async def close(self, *, failed: bool) -> None:
         connection = self._connection
+        if self._mine:
+            self._mine = False
+            _turns(connection, asyncio.Lock).release()
         if self.pool is None or connection is None:
             return
         self._connection = None
@@ -204,9 +225,15 @@ class BlockingSession(_Session):
     def open(self) -> None:
         if self._connection is None:
             self._connection = self.pool.getconn()
+        elif self.pool is None and not self._mine:
+            _turns(self._connection, threading.Lock).acquire()
+            self._mine = True
 
     def close(self, *, failed: bool) -> None:
         connection = self._connection
+        if self._mine:
+            self._mine = False
+            _turns(connection, threading.Lock).release()
         if self.pool is None or connection is None:
             return
         self._connection = None
