@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +19,7 @@ from distribcache.coherence.database import Databases
 from distribcache.coherence.options import Options
 from distribcache.coherence.sharing import SharedDatabases
 from distribcache.config import Settings, load, mask
+from distribcache.config.tiers import EMBEDDED
 from distribcache.config.units import size_text
 from distribcache.errors import internal_error
 from distribcache.proxy.listener import Listener, address_of, bind, client_tls
@@ -110,10 +113,13 @@ class Crew:
 def facts(proxy: Proxy | Crew) -> str:
     """One line of resolved facts."""
     settings = proxy.settings
+    l2, l3 = settings.l2, settings.l3
+    below = f" L2 {size_text(l2.size)} {l2.path}," if l2.path is not None else ""
+    below += f" L3 {l3.peers}," if l3.peers else ""
     workers = f"{settings.listen.workers} workers, " if settings.listen.workers > 1 else ""
     return (
         f"distribcache {__version__} on {proxy.address[0]}:{proxy.address[1]}"
-        f" -> {mask(str(proxy.target))}, {workers}L1 {size_text(settings.l1.size)} {settings.l1.policy},"
+        f" -> {mask(str(proxy.target))}, {workers}L1 {size_text(settings.l1.size)} {settings.l1.policy},{below}"
         f" {settings.freshness.consistency.value} consistency, invalidation {settings.freshness.invalidation},"
         f" admin http://{proxy.admin_address[0]}:{proxy.admin_address[1]}/"
     )
@@ -123,6 +129,19 @@ def unforeseen(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None
     """One line for what nobody caught; a traceback could show data."""
     error = context.get("exception")
     say(internal_error(error).message if isinstance(error, BaseException) else str(context.get("message")))
+
+
+@contextlib.contextmanager
+def with_embedded(settings: Settings) -> Iterator[Settings]:
+    """Settings that can be served; where L3 shall be a server of our own, it runs as long as the context."""
+    if settings.l3.peers != EMBEDDED:
+        yield settings
+        return
+    from distribcache.cli.valkey import embedded
+
+    server, l3 = embedded(settings.l3)
+    with contextlib.closing(server):
+        yield settings.model_copy(update={"l3": l3})
 
 
 async def run(settings: Settings) -> None:
@@ -146,9 +165,15 @@ def serve(
     listen: Annotated[str | None, typer.Option(help="Where clients connect [127.0.0.1:6432]")] = None,
     admin: Annotated[str | None, typer.Option(help="Admin HTTP endpoint [127.0.0.1:6433]")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes that serve clients [1]")] = None,
+    l2: Annotated[Path | None, typer.Option(help="Directory of the SSD tier; it writes rows to disk")] = None,
+    l3: Annotated[str | None, typer.Option(help="Valkey or Redis, as host:port,host:port; or embedded")] = None,
     config: Annotated[Path | None, typer.Option(help="A distribcache.toml")] = None,
 ) -> None:
     """Serve PostgreSQL through the cache."""
-    overrides = {"upstream.url": upstream, "listen.address": listen, "admin.address": admin, "listen.workers": workers}
+    overrides = {
+        "upstream.url": upstream, "listen.address": listen, "admin.address": admin, "listen.workers": workers,
+        "l2.path": l2, "l3.peers": l3,
+    }  # fmt: skip
     settings = load(config, {name: value for name, value in overrides.items() if value is not None})
-    uvloop.run(run(settings))
+    with with_embedded(settings) as resolved:
+        uvloop.run(run(resolved))

@@ -24,6 +24,8 @@ __all__ = ["JOINED", "Figures", "figures_of", "join", "joined", "left_behind"]
 _OWN: Final = frozenset({"worker"})
 """Not of interest beyond the process that says it."""
 _NOT_ADDED: Final = ("_ms", "_us", "_ratio", "peers")
+_SHARED: Final = frozenset({"uptime_seconds", "l2_entries", "l2_bytes", "l3_peers", "l3_healthy_peers"})
+"""What all processes say of one and the same thing."""
 _KEYS: Final = {"stats": 1, "tiers": 1, "refusals": 2, "queries": 1, "tables": 1}
 """How many columns name a row."""
 JOINED: Final = frozenset(_KEYS)
@@ -61,7 +63,7 @@ def figures_of(node: Node) -> Figures:
 
 
 def _greatest(name: str) -> bool:
-    return name.endswith("_ms") or name == "uptime_seconds"
+    return name.endswith("_ms") or name in _SHARED
 
 
 def join(all_of_them: Iterable[Figures]) -> Figures:
@@ -139,7 +141,8 @@ def _one(
     if column.startswith("average_"):
         total = sum(weights)
         return f"{(one * weights[0] + other * weights[1]) / total:.3f}" if total else first
-    if (show == "stats" and _greatest(name)) or column.endswith(_NOT_ADDED):
+    shared = show == "tiers" and name != "L1" and column in ("bytes", "capacity_bytes", "entries")
+    if shared or (show == "stats" and _greatest(name)) or column.endswith(_NOT_ADDED):
         return first if one >= other else second
     return number(one + other)
 

@@ -187,6 +187,14 @@ class Node:
         """The counters by name, as ``SHOW distribcache.stats`` and the admin endpoint report them."""
         totals, audits = self.totals, self.audits
         l1 = self.l1.stats()
+        below: dict[str, float] = {}
+        for name, tier in self.store.stack.stats().items():
+            below |= {
+                f"{name}_entries": tier.entries, f"{name}_bytes": tier.bytes_used, f"{name}_hits_total": tier.hits,
+                f"{name}_misses_total": tier.misses, f"{name}_failures_total": sum(tier.failures.values()),
+            }  # fmt: skip
+            if tier.peers:
+                below |= {f"{name}_peers": tier.peers, f"{name}_healthy_peers": tier.healthy_peers}
         return {
             "hits_total": self.hits(),
             "misses_total": sum(totals.misses.values()),
@@ -207,6 +215,7 @@ class Node:
             "oldest_answer_ms": max([totals.oldest_ns, *(session.hot.oldest_ns for session in self.live)]) / 1e6,
             "l1_entries": l1.entries,
             "l1_bytes": l1.bytes_used,
+            **below,
             "sessions": len(self.live),
             "sessions_total": totals.sessions,
             "cancels_total": totals.cancels,
