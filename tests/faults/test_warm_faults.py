@@ -343,14 +343,12 @@ def test_however_a_file_was_damaged_nothing_wrong_is_found_and_nobody_dies(tmp_p
 
 
 def led_astray(whole: bytes) -> bytes:
-    """Every small value is said to have two gigabytes, which lie outside the map."""
+    """Every node of a leaf is said to lie far outside its page."""
     data = bytearray(whole)
     for page in range(0, len(data), 4096):
         _, _, flags, lower, _ = struct.unpack_from("<QHHHH", data, page)
-        for at in range(page + 16, page + lower if flags == 2 else 0, 2):
-            node = page + int.from_bytes(data[at : at + 2], "little")
-            if data[node + 4 : node + 6] == b"\0\0":
-                data[node + 2 : node + 4] = b"\xff\x7f"
+        if flags == 2:
+            data[page + 16 : page + lower] = b"\xf0\xff" * ((lower - 16) // 2)
     assert data != whole
     return bytes(data)
 
@@ -368,7 +366,7 @@ def test_a_file_that_leads_astray_is_walked_before_it_is_mapped(muted: bool, tmp
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=60, check=False, text=True)
     if muted:
-        assert done.returncode in (-signal.SIGSEGV, -signal.SIGBUS)
+        assert done.returncode < 0  # by a signal
     else:
         assert (done.returncode, done.stdout) == (0, "on 0 0\n")
 
