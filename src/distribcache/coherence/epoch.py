@@ -6,9 +6,11 @@ coverage it names what one ledger has followed without a hole.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from hashlib import blake2b
 
-from distribcache.coherence.ledger import LEDGER_FORMAT, Ledger
+from distribcache import __version__
+from distribcache.coherence.ledger import LEDGER_FORMAT
 from distribcache.coherence.link import ServerIdentity
 
 __all__ = ["digest", "server_epoch"]
@@ -20,13 +22,14 @@ def digest(*fields: bytes) -> bytes:
     return blake2b(joined, digest_size=16).digest()
 
 
-def server_epoch(identity: ServerIdentity, ledger: Ledger) -> bytes:
-    """The epoch that all nodes share which follow this database of this run of the server."""
-    return digest(
-        identity.system_identifier.encode(),
-        str(identity.timeline).encode(),
-        str(identity.database_oid).encode(),
-        identity.postmaster_start.encode(),
-        str(LEDGER_FORMAT).encode(),
-        str(ledger.row_slots).encode(),
-    )
+@lru_cache(maxsize=64)
+def server_epoch(identity: ServerIdentity, row_slots: int) -> bytes:
+    """The epoch that all nodes share which follow this database of this run of the server.
+
+    The version of this package is a part of it: what an older one held to be cacheable is not asked of a newer one.
+    """
+    fields = (
+        __version__, identity.system_identifier, identity.timeline, identity.database_oid, identity.postmaster_start,
+        LEDGER_FORMAT, row_slots,
+    )  # fmt: skip
+    return digest(*(str(field).encode() for field in fields))

@@ -158,7 +158,7 @@ class DatabaseCoherence:
 
     def shared_epoch(self) -> bytes:
         """The server's epoch (R8), under which positions mean the same to every node; empty when there is none."""
-        return b"" if self.identity is None else server_epoch(self.identity, self.ledger)
+        return b"" if self.identity is None else server_epoch(self.identity, self.ledger.row_slots)
 
     def own_epoch(self) -> bytes:
         """The server's epoch and this coverage's nonce; empty when there is none."""
