@@ -30,7 +30,7 @@ def test_another_server_run_timeline_or_database_is_another_epoch(change: dict[s
 def test_another_format_or_version_is_another_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     here = server_epoch(SERVER, 1 << 22)
     assert server_epoch(SERVER, 1 << 21) != here
-    for name, value in (("__version__", "0.0.0"), ("LEDGER_FORMAT", -1)):
+    for name, value in (("VERSION", "0.0.0"), ("LEDGER_FORMAT", -1)):
         with monkeypatch.context() as changed:
             changed.setattr(epoch, name, value)
             server_epoch.cache_clear()

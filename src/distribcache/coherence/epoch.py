@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from functools import lru_cache
 from hashlib import blake2b
+from importlib.metadata import version
 
-from distribcache import __version__
 from distribcache.coherence.ledger import LEDGER_FORMAT
 from distribcache.coherence.link import ServerIdentity
 
 __all__ = ["digest", "server_epoch"]
+
+VERSION = version("distribcache")
 
 
 def digest(*fields: bytes) -> bytes:
@@ -29,7 +31,7 @@ def server_epoch(identity: ServerIdentity, row_slots: int) -> bytes:
     The version of this package is a part of it: what an older one held to be cacheable is not asked of a newer one.
     """
     fields = (
-        __version__, identity.system_identifier, identity.timeline, identity.database_oid, identity.postmaster_start,
+        VERSION, identity.system_identifier, identity.timeline, identity.database_oid, identity.postmaster_start,
         LEDGER_FORMAT, row_slots,
     )  # fmt: skip
     return digest(*(str(field).encode() for field in fields))

@@ -268,7 +268,7 @@ class Mirror:
     def shared_epoch(self) -> bytes:
         """See ``DatabaseCoherence``."""
         identity = self.identity
-        return b"" if identity is None or not self.number else server_epoch(identity, self.ledger)
+        return b"" if identity is None or not self.number else server_epoch(identity, self.ledger.row_slots)
 
     def own_epoch(self) -> bytes:
         """See ``DatabaseCoherence``."""
