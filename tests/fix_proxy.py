@@ -122,7 +122,7 @@ def proxies() -> Iterator[MakeProxy]:
         command = [
             sys.executable,
             "-m",
-            module,
+            *module.split(),
             "serve",
             "--upstream",
             url,

@@ -155,15 +155,18 @@ class Session(Standing):
         """Decide as many units as can be decided now; ``looked``: the first is no hit."""
         try:
             while self._inbox and not self._blocked and not self.hot.paused and not self.closed:
-                data = self._inbox
+                data, hit = self._inbox, 0
                 if self._stream:
                     done = self._pass_stream(data)
                 else:
-                    done = (0 if looked else serve(data, 0, self.hot)) or self._step(data)
+                    hit = 0 if looked else serve(data, 0, self.hot)
+                    done = hit or self._step(data)
                 looked = False
                 if not done:
                     break
                 self._inbox = data[done:]
+                if hit and self.armed and not self._inbox:  # it waited here behind the audit of the one before
+                    self.node.audits.hit(self, data)
         except DistribCacheError as error:
             self.wires.fail(error)
             return
