@@ -25,13 +25,16 @@ def whoami() -> object:
 
 
 class Flight:
-    """One question under way. ``failure`` is what it ended with, if it did."""
+    """One question under way. ``failure`` is what it ended with, if it did. ``landing``: it has an answer, which is being
+    stored.
+    """
 
-    __slots__ = ("done", "failure", "owner")
+    __slots__ = ("done", "failure", "landing", "owner")
 
     def __init__(self, owner: object) -> None:
         self.done: Future[None] = Future()
         self.owner = owner
+        self.landing = False
         self.failure: BaseException | None = None
 
 
@@ -61,7 +64,7 @@ class Flights:
     def join(self, key: Any) -> Flight | None:
         """The flight under way; None when there is none, or when it is one's own (a function that calls itself)."""
         flight = self._open.get(key)
-        return None if flight is None or flight.owner == whoami() else flight
+        return None if flight is None or (not flight.landing and flight.owner == whoami()) else flight
 
     def land(self, key: Any, flight: Flight, failure: BaseException | None = None) -> None:
         """End a flight, if that has not been done, and wake who waits for it."""

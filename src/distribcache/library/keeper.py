@@ -228,6 +228,7 @@ class Keeper:
 
     def land(self, key: Any, flight: Flight, failure: BaseException | None = None) -> None:
         """End a flight, behind everything that was given to the loop before."""
+        flight.landing = True
         if not self.soon(self.flights.land, key, flight, failure):
             self.flights.land(key, flight, failure)
 

@@ -222,8 +222,9 @@ class Memo:
                 continue
             under_way = keeper.flights.join(key)
             if under_way is not None:
+                ended = under_way.landing  # its failure came before this call
                 yield Wait(under_way.done, keeper.settings.cache.single_flight_wait)
-                if under_way.failure is not None:
+                if under_way.failure is not None and not ended:
                     raise under_way.failure
                 continue
             flight = keeper.flights.lead(key)
