@@ -19,6 +19,7 @@ from distribcache.cli import main
 from distribcache.clock import now_ns
 from distribcache.coherence.ledger import Ledger
 from distribcache.coherence.live import DatabaseCoherence
+from distribcache.coherence.mirror import Mirror
 from distribcache.coherence.reader import Reader
 from distribcache.coherence.scope import Idents
 from distribcache.coherence.visibility import Visibility
@@ -69,7 +70,8 @@ def visibility(put: Set) -> None:
 
 def own_writes(put: Set) -> None:
     """R4: a write through this node raises no floor."""
-    put(DatabaseCoherence, "raise_floor", lambda self, now: None)
+    for face in (DatabaseCoherence, Mirror):
+        put(face, "raise_floor", lambda self, now: None)
 
 
 def arrival(put: Set) -> None:

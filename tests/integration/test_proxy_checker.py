@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import psycopg
 import pytest
 from fix_postgres import Database
-from fix_proxy import InnerProxy, MakeInnerProxy, last
+from fix_proxy import InnerProxy, MakeInnerProxy, MakeProxy, ProxyProcess, last
 from wait import until
 
 from distribcache.clock import now_ns
@@ -124,7 +124,7 @@ def world(database: Database) -> Database:
     return database
 
 
-def play(world: Database, proxy: InnerProxy) -> Report:
+def play(world: Database, proxy: InnerProxy | ProxyProcess) -> Report:
     """Writers and readers for some seconds, then the end state; what was seen."""
     truth, stop = Truth(), threading.Event()
     reports = [Report() for _ in range(6)]
@@ -168,6 +168,13 @@ def play(world: Database, proxy: InnerProxy) -> Report:
 
 def test_no_read_is_older_than_promised(world: Database, make_inner_proxy: MakeInnerProxy) -> None:
     report = play(world, make_inner_proxy(world.url()))
+    assert report.stale == []
+    assert report.reads > 200
+    assert report.hits > 0
+
+
+def test_no_read_is_older_than_promised_by_two_workers(world: Database, make_proxy: MakeProxy) -> None:
+    report = play(world, make_proxy(world.url(), {"listen.workers": "2"}))
     assert report.stale == []
     assert report.reads > 200
     assert report.hits > 0
