@@ -24,6 +24,7 @@ import asyncio
 import enum
 import ssl
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, cast
 
@@ -92,6 +93,8 @@ class Connection(asyncio.Protocol):
         """Why it ended; ``code`` is the same in one stable word."""
         self.code = ""
         self.ended: asyncio.Future[None] = loop.create_future()
+        self.gone: Callable[[], None] | None = None
+        """Called at once when it ends: whoever asks next must not find it any more."""
         self.answered = 0
         """Replies in time."""
         self._loop = loop
@@ -231,6 +234,8 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
         if not self.ended.done():
             self.ended.set_result(None)
+        if self.gone is not None:
+            self.gone()
 
 
 async def dial(address: Address, access: Access, deadline: float, breaker: Breaker, high_water: int) -> Connection:
@@ -260,7 +265,7 @@ async def dial(address: Address, access: Access, deadline: float, breaker: Break
         raise _unusable(connection, "untrusted", f"its certificate: {error.verify_message}") from None
     except ssl.SSLError as error:
         raise _unusable(connection, "no_tls", f"no TLS: {error.reason}") from None
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # the latter from names that no resolver takes
         raise _unusable(connection, "unreachable", f"not reached: {type(error).__name__}") from None
     except BaseException:
         connection.end("unusable", "given up")
@@ -280,7 +285,8 @@ async def _greet(connection: Connection, access: Access) -> None:
         if answer != b"OK":
             raise UnusableError(*_said(answer) if isinstance(answer, Refusal) else _CLOSED)
     # A name for people who look at the server; a user who may not set it is no worse a user.
-    await connection.ask(command(b"CLIENT", b"SETNAME", b"distribcache"), OK)
+    if isinstance(await connection.ask(command(b"CLIENT", b"SETNAME", b"distribcache"), OK), Lost):
+        raise UnusableError(*_CLOSED)
 
 
 _DENIED = frozenset("noauth noperm wrongpass".split())

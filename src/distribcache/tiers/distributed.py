@@ -119,11 +119,10 @@ class DistributedCache:
 
     async def stop(self) -> None:
         """Let go of everything; what still waits to be written is forgotten."""
-        if self._writer is not None:
-            self._writer.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._writer
-            self._writer = None
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            writer.cancel()
+            await asyncio.wait((writer,))
         self._queue.clear()
         self._queued_bytes = 0
         mesh, self._mesh = self._mesh, None

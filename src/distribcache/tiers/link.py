@@ -13,7 +13,6 @@ Rules:
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable
 
 from distribcache.clock import now_ns
@@ -57,13 +56,12 @@ class Link:
     def start(self) -> None:
         self._task = asyncio.get_running_loop().create_task(self._keep())
 
-    async def stop(self) -> None:
-        """End the connection; what waits for it is lost."""
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
-            self._task = None
+    def stop(self) -> asyncio.Task[None] | None:
+        """End the connection; what waits for it is lost. The task is done when that is done."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+        return task
 
     async def _keep(self) -> None:
         while True:
@@ -81,6 +79,7 @@ class Link:
             return self.breaker.rest()
         self.breaker.close()
         self.connection = connection
+        connection.gone = self._gone
         before = connection.answered
         began = now_ns()
         self.reason = self.detail = ""
@@ -88,14 +87,17 @@ class Link:
         try:
             await connection.ended
         finally:
-            self.connection = None
             connection.end("stopped", "stopped")
-        self._say(connection.code, connection.why)
         if connection.answered > before and connection.code == "lost":
             return min(_SOON, self._pause)
         if now_ns() - began > self._pause * LONGEST_PAUSES * 1e9:
             self.breaker.calm()
         return self.breaker.rest()
+
+    def _gone(self) -> None:
+        connection, self.connection = self.connection, None
+        if connection is not None:
+            self._say(connection.code, connection.why)
 
     def _say(self, reason: str, detail: str) -> None:
         changed = self.detail != detail

@@ -60,9 +60,9 @@ class Peer:
             for deadline, water in ((limits.deadline, _READ_WATER), (limits.write_deadline, _WRITE_WATER))
         )  # fmt: skip
 
-    async def stop(self) -> None:
-        await self.reads.stop()
-        await self.writes.stop()
+    def stop(self) -> list[asyncio.Task[None]]:
+        """End both; the tasks are done when that is done."""
+        return [task for task in (self.reads.stop(), self.writes.stop()) if task is not None]
 
 
 class Mesh:
@@ -82,6 +82,7 @@ class Mesh:
         self._doubt = asyncio.Event()
         self._well = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._leaving: set[asyncio.Task[None]] = set()
         self._said = ""
 
     # -- facts ---------------------------------------------------------------------------------------------------
@@ -127,20 +128,22 @@ class Mesh:
         self._task = asyncio.get_running_loop().create_task(self._follow())
 
     async def stop(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
-            self._task = None
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.wait((task,))
         self.owners = [None] * SLOTS
         peers, self.peers = list(self.peers.values()), {}
         for peer in peers:
-            await peer.stop()
+            self._leave(peer)
+        if self._leaving:
+            await asyncio.wait(self._leaving)
 
     async def well(self, seconds: float) -> bool:
         """Wait until every server that owns slots can be asked; False when that took too long."""
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._well.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await self._well.wait()
         return self._well.is_set()
 
     def doubt(self, hint: Address | None = None) -> None:
@@ -158,7 +161,7 @@ class Mesh:
             found = await self._look()
             if found is not None and found != self._topology:
                 gap = _LEAST_GAP_S
-                await self._take(found)
+                self._take(found)
             self._tell()
             in_doubt = found is None or self.healthy < len(self.peers) or not self.peers
             if in_doubt or self._doubt.is_set():
@@ -166,7 +169,8 @@ class Mesh:
             else:
                 gap_now = gap = _LEAST_GAP_S
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._doubt.wait(), _LOOK_S)
+                    async with asyncio.timeout(_LOOK_S):  # wait_for may swallow a cancellation
+                        await self._doubt.wait()
             await asyncio.sleep(max(0.0, gap_now - (now_ns() - began) / 1e9))
 
     async def _look(self) -> Topology | None:
@@ -214,14 +218,14 @@ class Mesh:
                     f"it refuses CLUSTER SLOTS{' to this user' if denied else ''}",
                 )
             if isinstance(answer, Lost):
-                raise UnusableError("timeout", "it does not say who owns which slots")
+                raise UnusableError(connection.code or "timeout", connection.why or "it does not say who owns what")
             return read_slots(answer, address)
         except MalformedReplyError as error:
             raise UnusableError("malformed", f"it sent {error}") from None
         finally:
             connection.end("stopped", "asked")
 
-    async def _take(self, found: Topology) -> None:
+    def _take(self, found: Topology) -> None:
         self._topology = found
         wanted = found.primaries
         gone = [self.peers.pop(address) for address in list(self.peers) if address not in wanted]
@@ -236,7 +240,12 @@ class Mesh:
         self.owners = owners
         self._changed()
         for peer in gone:
-            await peer.stop()
+            self._leave(peer)
+
+    def _leave(self, peer: Peer) -> None:
+        for task in peer.stop():
+            self._leaving.add(task)
+            task.add_done_callback(self._leaving.discard)
 
     def _changed(self) -> None:
         """A link came or went."""

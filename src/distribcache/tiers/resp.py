@@ -26,7 +26,8 @@ _MAX_ITEMS = 1 << 18
 _MAX_ARRAY_BYTES = 4 << 20
 _MAX_DEPTH = 5
 
-_SIMPLE, _ERROR, _INTEGER, _BULK, _ARRAY = b"+-:$*"
+_KINDS = b"+-:$*"
+_SIMPLE, _ERROR, _INTEGER, _BULK, _ARRAY = _KINDS
 
 
 class MalformedReplyError(Exception):
@@ -82,13 +83,13 @@ class Replies:
         replies: list[Reply] = []
         at, end = 0, len(data)
         while at < end:
+            kind = data[at]
             stop = data.find(b"\r\n", at, at + MAX_LINE)
             if stop < 0:
-                if end - at >= MAX_LINE:
+                if end - at >= MAX_LINE or kind not in _KINDS:
                     raise MalformedReplyError("a line without end")
                 self._keep(data, at, end - at + 1)
                 break
-            kind = data[at]
             value: Reply
             if kind == _BULK:
                 length = _number(data, at + 1, stop)

@@ -46,7 +46,7 @@ class Topology:
 
 
 def read_slots(reply: Reply, asked: Address) -> Topology:
-    """What CLUSTER SLOTS answered; a node without a host is ``asked`` itself."""
+    """What CLUSTER SLOTS answered. A node without a host is ``asked`` itself; one that is ``?`` is not to be found."""
     ranges: list[tuple[int, int, Address]] = []
     replicas: dict[Address, None] = {}
     copies: list[int] = []
@@ -60,8 +60,10 @@ def read_slots(reply: Reply, asked: Address) -> Topology:
         if any(taken[first : last + 1]):
             raise MalformedReplyError("a slot with two owners")
         taken[first : last + 1] = b"\1" * (last + 1 - first)
-        ranges.append((first, last, _node(owner, asked)))
-        replicas.update(dict.fromkeys(_node(other, asked) for other in others))
+        found = _node(owner, asked)
+        if found is not None:
+            ranges.append((first, last, found))
+        replicas.update(dict.fromkeys(node for node in (_node(other, asked) for other in others) if node is not None))
         copies.append(1 + len(others))
     return Topology(tuple(ranges), min(copies, default=0), tuple(replicas), clustered=True)
 
@@ -100,8 +102,10 @@ def _list(reply: Reply) -> list[Reply]:
     return reply
 
 
-def _node(node: Reply, asked: Address) -> Address:
+def _node(node: Reply, asked: Address) -> Address | None:
     match node:
+        case [b"?", int(), *_]:
+            return None
         case [bytes() | None as host, int() as port, *_]:
             return _address(host, port, asked)
     raise MalformedReplyError("a node that is none")
