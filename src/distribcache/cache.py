@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
 from dataclasses import replace
@@ -32,14 +31,14 @@ from typing import Any, Final, Self, TypeVar
 
 from distribcache.clock import now_ns
 from distribcache.config.units import parse_duration
-from distribcache.entry import EPOCH, EXPIRES, TABLES, WORKLOAD, Entry, make_entry
+from distribcache.entry import EPOCH, EXPIRES, TOUCHED, Entry, make_entry
 from distribcache.errors import ConfigError, ExpiredError, InvalidationError, MissError, TooLargeError
 from distribcache.library.config import DistribCacheConfig
 from distribcache.library.dependence import qualified, relations
 from distribcache.library.drivers import session_of
 from distribcache.library.fetching import Fetching, Wish
 from distribcache.library.fingerprint import QueryFingerprint
-from distribcache.library.heat import Access, Cell, Heat, Share
+from distribcache.library.heat import Cell, Heat, Share
 from distribcache.library.keeper import TIMELESS, Keeper
 from distribcache.library.memo import Memo, Memos, Terms
 from distribcache.library.outcome import CacheStats, Outcome, Tally, last
@@ -76,12 +75,16 @@ class DistribCache:
         self.config = config if config is not None else DistribCacheConfig()
         self._tally = Tally()
         self._heat = Heat()
-        self._accesses: Counter[Key] = Counter()
         self._keeper = Keeper(self.config.settings, log, self._left)
         self._keeper.on_tick = self._heat.gather
         self._fetching = Fetching(self._keeper, self._tally, self._heat)
         self._memos = Memos(self._keeper, self._tally, self._heat)
-        self._entries = self._keeper.entries
+        self._heat.kept = self._entries = self._keeper.entries
+        self._clock = self._keeper.clock
+        self._note = self._heat.note
+        self._hits_of = self._heat.hits_of
+        self._marks = self._keeper.l1.touch is None
+        """Is a mark on the entry all that the eviction policy wants to know of a hit?"""
         self._max_entry = self.config.settings.l1.max_entry
 
     # -- life
@@ -178,15 +181,23 @@ class DistribCache:
 
     async def get(self, fingerprint: QueryFingerprint, context: QueryContext | None = None) -> CacheEntry | None:
         """What is stored for that query in that context, None if there is nothing."""
-        key = _key(fingerprint, context)
+        # The way of a hit is written out: its budget is a microsecond.
+        if context is None:
+            key: Key = (_RAW, None, None, fingerprint.key)
+        else:
+            key = (_RAW, context.branch, context.as_of, fingerprint.key)
         entry = self._entries.get(key)
         if entry is not None:
-            keeper = self._keeper
             if entry[EPOCH] == TIMELESS:
-                if entry[EXPIRES] >= keeper.clock.now:
+                if entry[EXPIRES] >= self._clock.now and self._marks:
+                    entry[TOUCHED][0] = 1
+                    self._tally.hits += 1
+                    self._note((entry, key, fingerprint.template))
+                    return Kept(entry, key, self._hits_of)
+            else:
+                keeper = self._keeper
+                if keeper.fresh(keeper.floor(None, now_ns())) and keeper.find(key) is entry:
                     return self._hit(key, entry, fingerprint)
-            elif keeper.fresh(keeper.floor(None, now_ns())) and keeper.find(key) is entry:
-                return self._hit(key, entry, fingerprint)
         return await go(self._get(key, fingerprint))
 
     async def get_or_raise(self, fingerprint: QueryFingerprint, context: QueryContext | None = None) -> CacheEntry:
@@ -322,16 +333,15 @@ class DistribCache:
 
     def _left(self, key: Key, entry: Entry, cause: Cause) -> None:
         if cause is not Cause.REPLACED:
-            self._accesses.pop(key, None)
+            self._heat.left(key)
 
     def _hit(self, key: Key, entry: Entry, fingerprint: QueryFingerprint) -> CacheEntry:
         keeper, tally = self._keeper, self._tally
         keeper.reads += 1
         keeper.touch(key, entry)
         tally.hits += 1
-        accesses = self._accesses[key] = self._accesses[key] + 1
-        self._heat.note(Access(True, entry[TABLES], fingerprint.template, entry[WORKLOAD], 0))
-        return Kept(entry, accesses)
+        self._note((entry, key, fingerprint.template))
+        return Kept(entry, key, self._hits_of)
 
     def _get(self, key: Key, fingerprint: QueryFingerprint) -> Steps[CacheEntry | None]:
         keeper = self._keeper
@@ -347,7 +357,7 @@ class DistribCache:
                 break
         self._tally.misses["absent"] += 1
         tables, workload = ",".join(fingerprint.tables), fingerprint.workload.value
-        self._heat.note(Access(False, tables, fingerprint.template, workload, 0))
+        self._note((None, tables, fingerprint.template, workload))
         points = _points.get()
         if (id(self), key) not in points:
             kept = list(points.items())[-_MOST_POINTS:]

@@ -48,12 +48,12 @@ async def test_other_rows_stay(shop: Shop, cache: DistribCache) -> None:
     connection = await shop.psycopg()
     await hit(cache, pool, NAME, 31)
     await hit(cache, connection, "SELECT name FROM item WHERE id = %s", 31)
-    for round in range(5):
-        shop.outside(f"UPDATE item SET name = 'round {round}' WHERE id = 32")
+    for turn in range(5):
+        shop.outside(f"UPDATE item SET name = 'round {turn}' WHERE id = 32")
         await cache.fetch(pool, NAME, 31, consistency="strict")
-        assert cache.last.status == "hit" or round < 4, cache.last
+        assert cache.last.status == "hit" or turn < 4, cache.last
         await cache.fetch(connection, "SELECT name FROM item WHERE id = %s", 31, consistency="strict")
-        assert cache.last.status == "hit" or round < 4, cache.last
+        assert cache.last.status == "hit" or turn < 4, cache.last
     await pool.close()
     await connection.close()
 
@@ -62,7 +62,7 @@ async def test_other_rows_stay(shop: Shop, cache: DistribCache) -> None:
 async def test_ones_own_write_is_read(
     shop: Shop, muted: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """R4 with ``session``: after ``execute`` no read is older, by whatever connection; the stream is held up meanwhile."""
+    """R4 with ``session``: after ``execute`` no read is older, by whatever connection. The stream is held up."""
     if muted:
         monkeypatch.setattr(Keeper, "raise_floor", lambda self: None)
     async with shop.cache(freshness_hit_wait="0s") as cache:
@@ -80,9 +80,8 @@ async def test_writing_and_wrote_raise_the_floor(shop: Shop, cache: DistribCache
     pool = await pool_of(shop)
     connection = await shop.psycopg(autocommit=False)
     await hit(cache, pool, NAME, 34)
-    async with cache.writing():
-        async with connection.transaction():
-            await connection.execute("UPDATE item SET name = 'one' WHERE id = 34")
+    async with cache.writing(), connection.transaction():
+        await connection.execute("UPDATE item SET name = 'one' WHERE id = 34")
     assert await cache.fetch(pool, NAME, 34) == [("one",)]
     await hit(cache, pool, NAME, 34)
     shop.outside("UPDATE item SET name = 'item 34' WHERE id = 34")
@@ -160,7 +159,8 @@ async def test_a_follower_does_not_take_what_is_older_than_its_own_write(
     await read.wait()
     await cache.execute(pool, "UPDATE item SET name = 'mine' WHERE id = 38")
     follower = asyncio.create_task(cache.fetch(pool, NAME, 38))
-    while not any(flight.done._waiters or flight.done._done_callbacks for flight in cache._keeper.flights._open.values()):
+    under_way = cache._keeper.flights._open
+    while not any(flight.done._waiters or flight.done._done_callbacks for flight in under_way.values()):
         await asyncio.sleep(0.005)  # until the follower waits
     go_on.set()
     assert await leader == [("item 38",)]

@@ -141,12 +141,14 @@ async def test_a_pool_with_a_differing_connection(
 
 
 async def test_two_pools_of_two_users(shop: Shop, cache: DistribCache) -> None:
-    async with asyncpg.create_pool(shop.database.url("ann"), min_size=1) as ann:
-        async with asyncpg.create_pool(shop.database.url("bob"), min_size=1) as bob:
-            assert await hit(cache, ann, NOTES) == [("of ann",)]
-            assert await hit(cache, bob, NOTES) == [("of bob",)]
-            results = await asyncio.gather(*(cache.fetch(pool, NOTES) for pool in [ann, bob] * 50))
-            assert results == [[("of ann",)], [("of bob",)]] * 50
+    async with (
+        asyncpg.create_pool(shop.database.url("ann"), min_size=1) as ann,
+        asyncpg.create_pool(shop.database.url("bob"), min_size=1) as bob,
+    ):
+        assert await hit(cache, ann, NOTES) == [("of ann",)]
+        assert await hit(cache, bob, NOTES) == [("of bob",)]
+        results = await asyncio.gather(*(cache.fetch(pool, NOTES) for pool in [ann, bob] * 50))
+        assert results == [[("of ann",)], [("of bob",)]] * 50
 
 
 async def test_the_belief_in_a_pool_ends_with_its_time(shop: Shop, cache: DistribCache) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import datetime
+import datetime as dt
 import decimal
 import ipaddress
 import uuid
@@ -88,9 +88,9 @@ def test_a_blocking_program_needs_no_event_loop(shop: Shop) -> None:
 TYPES = """SELECT 1::int2 a, 2::int8 b, 1.50::numeric c, 'NaN'::numeric d, '-0'::float8 e, 'NaN'::float4 f, true g,
     'ü'::text h, '\\x00ff'::bytea i, '2004-02-29'::date j, '10:00'::time k,
     '2024-01-01 12:00'::timestamp m, '2024-01-01 12:00+02'::timestamptz n, '1 day 2 hours'::interval o,
-    '00000000-0000-0000-0000-000000000007'::uuid p, '10.0.0.1'::inet q, '10.0.0.0/8'::cidr r, '{"a": [1, null]}'::jsonb s,
-    ARRAY[1, NULL, 3] t, ARRAY['x', 'y'] u, int4range(1, 5) v, 'empty'::int4range w, NULL::int x,
-    ARRAY['00000000-0000-0000-0000-000000000007'::uuid] y, count(*) z FROM item"""
+    '00000000-0000-0000-0000-000000000007'::uuid p, '10.0.0.1'::inet q, '10.0.0.0/8'::cidr r,
+    '{"a": [1, null]}'::jsonb s, ARRAY[1, NULL, 3] t, ARRAY['x', 'y'] u, int4range(1, 5) v, 'empty'::int4range w,
+    NULL::int x, ARRAY['00000000-0000-0000-0000-000000000007'::uuid] y, count(*) z FROM item"""
 
 
 async def test_types_come_back_as_they_were(shop: Shop, cache: DistribCache) -> None:
@@ -99,7 +99,7 @@ async def test_types_come_back_as_they_were(shop: Shop, cache: DistribCache) -> 
     assert type(row.p) is uuid.UUID and type(row.y[0]) is uuid.UUID
     assert type(row.v) is asyncpg.Range and row.v.upper == 5 and row.w.isempty
     assert row.c == decimal.Decimal("1.50") and str(row.c) == "1.50" and row.d.is_nan()
-    assert str(row.e) == "-0.0" and row.i == b"\x00\xff" and row.n.tzinfo is datetime.UTC
+    assert str(row.e) == "-0.0" and row.i == b"\x00\xff" and row.n.tzinfo is dt.UTC
     await single.close()
     connection = await shop.psycopg()
     (row,) = await hit(cache, connection, TYPES)

@@ -29,7 +29,7 @@ from distribcache.config.units import parse_duration
 from distribcache.entry import AT_NS, COST_NS, PAYLOAD, TABLES, WORKLOAD, Entry, make_entry
 from distribcache.errors import ClientError, SerializationError
 from distribcache.library.drivers.base import Question, Result, Session, named_once
-from distribcache.library.heat import Access, Heat
+from distribcache.library.heat import Heat
 from distribcache.library.keeper import Keeper
 from distribcache.library.outcome import Outcome, Tally, last
 from distribcache.library.rows import Row, row_class
@@ -263,7 +263,7 @@ class Fetching:
         workload = _workload(analysis, known, wish)
         outcome = Outcome("miss", "", why, None, ",".join(analysis.tables), workload.value)
         self._tally.count(outcome)
-        self._heat.note(Access(False, outcome.tables, question.text, outcome.workload, 0))
+        self._heat.note((None, outcome.tables, question.text, outcome.workload))
         began = now_ns()
         result: Result = yield session.run(question, alone=True)
         ended = now_ns()
@@ -373,7 +373,7 @@ class Fetching:
         keeper.touch(key, entry)
         tally.hits += 1
         tally.saved_ns += entry[COST_NS]
-        self._heat.note(Access(True, entry[TABLES], question.text, entry[WORKLOAD], entry[COST_NS]))
+        self._heat.note((entry, key, question.text))
         age = now_ns() - (entry[AT_NS] if keeper.coherence.mode == "ttl" else keeper.coherence.head[FRESH_AT])
         last.set(Outcome("hit", tier, "", age / 1e6, entry[TABLES], entry[WORKLOAD]))
         return list(map(row_class(tuple(columns)), rows))

@@ -25,8 +25,8 @@ def whoami() -> object:
 
 
 class Flight:
-    """One question under way. ``failure`` is what it ended with, if it did. ``landing``: it has an answer, which is being
-    stored.
+    """One question under way. ``failure`` is what it ended with, if it did. ``landing``: it has ended, and its answer
+    is being stored.
     """
 
     __slots__ = ("done", "failure", "landing", "owner")

@@ -31,7 +31,7 @@ from distribcache.entry import AT_NS, COST_NS, PAYLOAD, TABLES, Entry, make_entr
 from distribcache.errors import SerializationError
 from distribcache.library.dependence import Dependence, depend
 from distribcache.library.flights import Flight
-from distribcache.library.heat import Access, Heat
+from distribcache.library.heat import Heat
 from distribcache.library.keeper import TIMELESS, Keeper
 from distribcache.library.outcome import Outcome, Tally, last
 from distribcache.library.steps import Steps, Wait, block, go
@@ -186,7 +186,7 @@ class Memo:
         keeper.touch(key, entry)
         tally.hits += 1
         tally.saved_ns += entry[COST_NS]
-        self._memos.heat.note(Access(True, entry[TABLES], self.label, WorkloadType.MIXED.value, entry[COST_NS]))
+        self._memos.heat.note((entry, key, self.label))
         last.set(Outcome("hit", "L1", "", (now_ns() - entry[AT_NS]) / 1e6, entry[TABLES], WorkloadType.MIXED.value))
         kind, _, value = unpack(entry[PAYLOAD])
         if kind == _FAILURE:
@@ -248,7 +248,7 @@ class Memo:
             if terms.tables and keeper.follows:
                 base = yield from keeper.ask(depend(keeper, terms.tables), Dependence("internal_error"))
             memos.tally.count(Outcome("miss", "", base.reason, None, base.tables, WorkloadType.MIXED.value))
-            memos.heat.note(Access(False, base.tables, self.label, WorkloadType.MIXED.value, 0))
+            memos.heat.note((None, base.tables, self.label, WorkloadType.MIXED.value))
             keeper.reads += 1
             began = now_ns()
             try:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from struct import Struct
 from typing import Final
 
 from distribcache.clock import now_ns, wall_time
 from distribcache.entry import AT_NS, PAYLOAD, TABLES, Entry
+from distribcache.tiers.base import Key
 
 __all__ = ["CacheEntry", "Kept", "payload_of"]
 
@@ -61,11 +62,16 @@ class CacheEntry:
 class Kept(CacheEntry):
     """One that came from memory: nothing of it is copied or computed before it is asked for."""
 
-    __slots__ = ("_entry",)
+    __slots__ = ("_entry", "_hits_of", "_key")
 
-    def __init__(self, entry: Entry, access_count: int) -> None:
+    def __init__(self, entry: Entry, key: Key, hits_of: Callable[[Key], int]) -> None:
         self._entry = entry
-        self.access_count = access_count
+        self._key = key
+        self._hits_of = hits_of
+
+    @property
+    def access_count(self) -> int:  # type: ignore[override]
+        return self._hits_of(self._key)
 
     @property
     def data(self) -> bytes:  # type: ignore[override]
