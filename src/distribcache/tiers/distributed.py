@@ -52,6 +52,8 @@ _WINDOW_BYTES: Final = 4 << 20
 _OFF_LOOP_BYTES: Final = 1 << 17
 """Larger values are packed and unpacked in a thread."""
 _LEASES: Final = 4096
+_LONGEST_S: Final = 1e8
+"""Three years; an entry may say that it never expires."""
 
 _KINDS: Final = {
     "moved": "moved", "ask": "moved", "clusterdown": "cluster_down", "tryagain": "cluster_down", "loading": "loading",
@@ -178,6 +180,8 @@ class DistributedCache:
         old = self._queue.get(digest)
         room = QUEUE_BYTES - self._queued_bytes + (len(old.payload) + _ENTRY_BYTES if old is not None else 0)
         if len(record.payload) > self._settings.max_entry:
+            self._unqueue(digest)
+            self._delete(digest)  # what is there is older
             return self._refuse("large")
         if record.expires_at <= self._now():
             return self._refuse("expired")
@@ -199,14 +203,22 @@ class DistributedCache:
     async def discard(self, digest: Digest) -> None:
         """Delete it, written or waiting; whoever asked waits no longer than the deadline for that."""
         self._unqueue(digest)
+        answer = self._delete(digest)
+        if answer is not None:
+            await asyncio.wait((answer,), timeout=self._settings.deadline)
+
+    def _delete(self, digest: Digest) -> asyncio.Future[Answer] | None:
+        """On the way of the writes: it comes behind those that were sent."""
         if self._packing == digest:
             self._packing = None
         key = self._prefix + digest.hex().encode()
         connection = self._writes_to(key)
-        if connection is not None:
-            answer = connection.ask(command(b"DEL", key), INTEGER)
-            answer.add_done_callback(partial(self._written, self._owner(key), 0))
-            await asyncio.wait((answer,), timeout=self._settings.deadline)
+        if connection is None:
+            return None
+        self._unanswered += len(key)
+        answer = connection.ask(command(b"DEL", key), INTEGER)
+        answer.add_done_callback(partial(self._written, self._owner(key), len(key)))
+        return answer
 
     async def flush(self, timeout: float) -> bool:  # noqa: ASYNC109 - the contract of all tiers below L1
         """Wait until everything put so far is written, or lost; False when that took too long."""
@@ -265,7 +277,7 @@ class DistributedCache:
         key = self._prefix + digest.hex().encode()
         peer = self._owner(key)
         connection = peer.writes.connection if peer is not None else None
-        milliseconds = round((record.expires_at - self._now()) * 1000)
+        milliseconds = int(min(record.expires_at - self._now(), _LONGEST_S) * 1000)
         if connection is None:
             self._failures["put_off"] += 1
             return
@@ -274,7 +286,7 @@ class DistributedCache:
         self._raw += len(record.payload)
         self._stored += len(data)
         self._unanswered += len(data)
-        request = command(b"SET", key, data, b"PX", b"%d" % min(milliseconds, 1 << 40))
+        request = command(b"SET", key, data, b"PX", b"%d" % milliseconds)
         connection.ask(request, OK).add_done_callback(partial(self._written, peer, len(data)))
 
     def _written(self, peer: Peer | None, size: int, answer: asyncio.Future[Answer]) -> None:
@@ -293,7 +305,7 @@ class DistributedCache:
         if connection is None:
             return True
         token = os.urandom(16).hex().encode()
-        milliseconds = max(1, round(seconds * 1000))
+        milliseconds = max(1, int(min(seconds, _LONGEST_S) * 1000))
         until = now_ns() + milliseconds * 1_000_000
         answer = await connection.ask(command(b"SET", key, token, b"NX", b"PX", b"%d" % milliseconds), OK)
         if answer is None:
