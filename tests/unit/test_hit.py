@@ -13,7 +13,7 @@ from distribcache.entry import TOUCHED, Entry, make_entry
 from distribcache.proxy.hit import AS_UPSTREAM, FINISHED, GONE, Hot, serve
 from distribcache.wire.messages import FLUSH, SYNC, bind, close, describe, execute, parse, query
 
-SLOT, OTHER = 200, 201
+SLOT, OTHER = SCHEMA + 10, SCHEMA + 11
 IDENT, STATEMENT = 7, 8
 Q = query(b"SELECT 1 FROM t")
 UNNAMED = parse(b"", b"SELECT 1 FROM t") + bind(b"", b"") + describe(b"P", b"") + execute(b"")
