@@ -57,11 +57,14 @@ class Catalogue:
         self.connection = connection
         self._turn = asyncio.Lock()
         self._map_parts: tuple[int, ...] = ()
+        self._prepared = False
 
     async def prepare(self) -> None:
-        """Once, before the first look."""
+        """Before the first look."""
         async with self._turn:
-            await self._rows(PREPARE_SQL)
+            if not self._prepared:
+                await self._rows(PREPARE_SQL)
+            self._prepared = True
 
     async def ask(self, sql: str, params: Sequence[object] = ()) -> list[tuple[Any, ...]]:
         """Rows of one question with psycopg's ``%s`` parameters. Raises UpstreamError."""

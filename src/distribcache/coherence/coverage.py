@@ -40,6 +40,7 @@ from distribcache.catalog.generation import CatalogueView, Relations
 from distribcache.coherence.alarms import Alarms
 from distribcache.coherence.decoding import Commit
 from distribcache.coherence.freshness import Freshness
+from distribcache.coherence.kept import PIECE, Kept, read_tag
 from distribcache.coherence.ledger import ALARMS, FRESH_AT, NEVER, SCHEMA, Columns, Ledger, V, W, next_epoch
 from distribcache.coherence.lsn import DEFAULT_SEGMENT, normalise
 from distribcache.coherence.visibility import Snapshot, Visibility
@@ -74,6 +75,8 @@ class Coverage:
         """Called behind the stores: other processes are to be told."""
         self.on_heard: Callable[[], None] | None = None
         """Called when an alarm of a worker was found."""
+        self.on_changed: Callable[[], None] | None = None
+        """Called when the catalogue is found to be another one, before anything is filled under it."""
         self._heard = [0] * workers
         self.full_poll_ns = full_poll_ns
         self.quick_poll_ns = quick_poll_ns
@@ -119,6 +122,28 @@ class Coverage:
         self.ledger.open(start)
         self.running = True
         self.alarms.raise_("starting", start)
+
+    def resume(self, kept: Kept, relations: Relations, segment: int = DEFAULT_SEGMENT) -> None:
+        """The stream is about to start, and carries every commit behind ``kept.applied``, maybe earlier ones again.
+
+        ``relations``: from a look at a catalogue that has the fingerprint of ``kept``.
+        """
+        self.segment = segment
+        self.nonce = kept.nonce
+        ledger = self.ledger
+        for tag, value in kept.dense:
+            oid, columns = read_tag(tag)
+            slot = ledger.slot_of(oid, value) if columns is None else self.watching.register(oid, columns, value)
+            if ledger.tags_of((slot,)) is not None:  # somebody may have asked for it already, as one never seen
+                ledger.words[slot] = value
+        ledger.resume(kept.applied, kept.schema, kept.overflow, kept.unpacked, PIECE)
+        self.relations = relations
+        self.watching.renew(relations)
+        self.fingerprint, self.quick = kept.fingerprint, kept.quick
+        self.target, self.lost_at = kept.target, kept.lost_at
+        self.received = kept.applied
+        self.running = True
+        self.alarms.raise_("starting", kept.applied)
 
     # -- the stream, in its own order
 
@@ -246,6 +271,8 @@ class Coverage:
             self.ledger.bump_all(self.target)
             self.counters.invalidations_by["schema"] += 1
             self.counters.catalogue_changes += changed
+            if self.on_changed is not None:
+                self.on_changed()
         if (changed or (settling and self.settle_changed)) and not settled:
             self.settle_at, self.settle_changed = began_at + SETTLE_NS, True
         elif changed or settling:

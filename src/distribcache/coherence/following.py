@@ -111,11 +111,18 @@ class Following:
         self.up = True
         await self.probe.start()
         await link.catalogue.prepare()
-        self.coverage.begin(link.start, link.segment)
+        if link.keeping is not None:
+            link.keeping.begin(link, self.reader)
+        if link.kept is None:
+            self.coverage.begin(link.start, link.segment)
+        else:
+            self.coverage.resume(link.kept, link.relations, link.segment)
         try:
             await self.reader.start(link.slot, link.start)
         except UpstreamError as error:
             raise NotServing("reader_lost", error.message) from error
+        if link.keeping is not None and not await link.keeping.holds(link):
+            raise NotServing("reader_lost", "the slot was moved while it was taken over")
         await link.manners()
         self.reader.allow_feedback()
         self._manners_at = now_ns()
@@ -307,6 +314,8 @@ class Following:
         if self._due(now, active=active):
             self._work.set()
         self._drive()
+        if self.link.keeping is not None:
+            self.link.keeping.tick(now)
         self._timer = self._loop.call_later(0.05 if active else 1.0, self._tick)
 
     def _stopped(self) -> bool:

@@ -155,6 +155,16 @@ class Ledger:
         """How many slots row tags share: a part of the format."""
         return self._mask + 1
 
+    @property
+    def tables(self) -> int:
+        """How many dense slots there are, the one that all further relations share among them."""
+        return self._overflow - _FIRST_TABLE + 1
+
+    @property
+    def overflow(self) -> int:
+        """The value of the slot that relations share for which there is no room."""
+        return self.words[self._overflow]
+
     def __contains__(self, oid: int) -> bool:
         return oid in self._slots
 
@@ -214,6 +224,10 @@ class Ledger:
         """``row_slot`` by ``tag_prefix(oid, columns)``."""
         fields = b"".join([len(value).to_bytes(4, "little") + value for value in values])
         return self.rows_at + (xxh3_64_intdigest(prefix + fields, seed=LEDGER_FORMAT) & self._mask)
+
+    def dense(self) -> list[tuple[bytes, int]]:
+        """The tags of relations and wildcards that have a slot of their own, in the order in which they were made."""
+        return [(tag, slot) for slot, tag in self._tags.items()]
 
     def tags_of(self, slots: Sequence[int]) -> tuple[bytes, ...] | None:
         """What these slots stand for, as ``slots_for`` reads it; None when one of them stands for several things."""
@@ -325,3 +339,17 @@ class Ledger:
             self._forget_rows()
         self.words[W] = lsn
         self.words[SCHEMA] = lsn
+
+    def resume(self, lsn: int, schema: int, overflow: int, rows: dict[int, bytes], size: int) -> None:
+        """Coverage goes on at ``lsn`` under the present epoch, with what another ledger of this format had in its row
+        slots: pieces of ``size`` bytes by number. Dense slots were set before.
+        """
+        if self._shared:
+            self._forget_rows()
+        words = self.words
+        for number, piece in rows.items():
+            at = self.rows_at + number * size // 8
+            words[at : at + len(piece) // 8] = memoryview(piece).cast("Q")
+        words[self._overflow] = max(words[self._overflow], overflow)
+        words[SCHEMA] = schema
+        words[W] = lsn

@@ -9,7 +9,8 @@ Whatever is missing ends the attempt with ``NotServing``: a stable reason and th
 4. With ``pgoutput`` the publications and the event triggers must be there before the slot is: a missing publication
    ends the stream of an older server and leaves that of a newer one silent. Tables that were made since are added to
    them now, because the slot waits for every transaction that would be decoded without their changes.
-5. The stream starts; feedback only after the server's own list shows that we do not count as a synchronous standby
+5. Where the last run can be gone on from (``keeping``), its slot is taken instead of a new one.
+6. The stream starts; feedback only after the server's own list shows that we do not count as a synchronous standby
    (coherence trap 3). The names in ``synchronous_standby_names`` are read too: details of that list are hidden from
    ordinary roles.
 """
@@ -22,11 +23,13 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import psycopg
 from psycopg.conninfo import make_conninfo
 
 from distribcache.catalog.announcing import announces
+from distribcache.catalog.generation import Relations
 from distribcache.catalog.publications import ENROL_SQL, STATE_SQL, TRIGGERS, WAITING_SQL
 from distribcache.coherence.catalogue import LOCK_MS, STATEMENT_MS, Catalogue
 from distribcache.coherence.connections import APPLICATION_NAME, Connection, close, connect
@@ -34,6 +37,10 @@ from distribcache.coherence.lsn import parse_lsn
 from distribcache.coherence.options import Options
 from distribcache.coherence.reasons import REASONS, NotServing, from_connect_error
 from distribcache.errors import UpstreamError
+
+if TYPE_CHECKING:
+    from distribcache.coherence.keeping import Keeping
+    from distribcache.coherence.kept import Kept
 
 __all__ = ["IDENTITY", "Link", "ServerIdentity", "counts_as_synchronous"]
 
@@ -47,7 +54,8 @@ IDENTITY = (
 )
 _FACTS = (
     "SELECT current_setting('server_version_num')::int, current_setting('wal_level'), d.datistemplate, d.oid::int8, "
-    "current_setting('max_replication_slots')::int - (SELECT count(*) FROM pg_replication_slots)::int, "
+    "current_setting('max_replication_slots')::int "
+    "- (SELECT count(*) FROM pg_replication_slots WHERE slot_name <> 'distribcache_' || d.oid || '_{own}')::int, "
     "current_setting('max_wal_senders')::int - (SELECT count(*) FROM pg_stat_get_wal_senders())::int, "
     "current_user::text, pg_size_bytes(current_setting('wal_segment_size')), "
     "current_setting('synchronous_standby_names') "
@@ -89,7 +97,13 @@ def counts_as_synchronous(names: str, application: str = APPLICATION_NAME) -> bo
 class Link:
     """The connections of one attempt. ``report`` is told of a long wait while ``open`` still goes on."""
 
-    def __init__(self, conninfo: str, options: Options, report: Callable[[NotServing], None]) -> None:
+    def __init__(
+        self, conninfo: str, options: Options, report: Callable[[NotServing], None], keeping: Keeping | None = None
+    ) -> None:
+        self.keeping = keeping
+        self.kept: Kept | None = None
+        """What is gone on from; with it ``relations``, from a look at the same catalogue."""
+        self.relations = Relations.empty()
         self._conninfo = conninfo
         self._options = options
         self._report = report
@@ -120,6 +134,8 @@ class Link:
             await self._connect_others()
             if self.plugin == "pgoutput":
                 await self._publish()
+            if await self._goes_on():
+                return
             try:
                 await self._create_slot()
             except psycopg.errors.UndefinedFile as error:
@@ -194,6 +210,8 @@ class Link:
     async def _fall_back(self) -> None:
         """There is no test_decoding: take pgoutput, if this database is prepared for it."""
         self.plugin = "pgoutput"
+        if self.keeping is not None:
+            self.keeping.slot = ""
         try:
             await self._publish()
         except NotServing as state:
@@ -218,7 +236,8 @@ class Link:
         self.identity = ServerIdentity(*row)
         if self.identity.in_recovery:
             raise NotServing("in_recovery")
-        row = await (await self.probe.execute(_FACTS.encode())).fetchone()
+        own = self.keeping.name if self.keeping is not None else ""
+        row = await (await self.probe.execute(_FACTS.format(own=own).encode())).fetchone()
         assert row is not None
         self.version, level, template, oid, slots, senders, self.role, self.segment, names = row
         self.identity = ServerIdentity(*_first(self.identity), database_oid=oid)
@@ -256,10 +275,23 @@ class Link:
                 *_first(self.identity), timeline=int(row[1]), database_oid=self.identity.database_oid
             )
 
+    async def _goes_on(self) -> bool:
+        """See 5."""
+        if self.keeping is not None:
+            try:
+                self.kept = await self.keeping.find(self)
+            except UpstreamError as error:
+                raise NotServing("reader_lost", error.message) from error
+            if self.kept is not None:
+                self.slot, self.start = self.kept.slot, self.kept.applied
+        return self.kept is not None
+
     async def _create_slot(self) -> None:
         assert self.identity is not None
-        self.slot = f"distribcache_{self.identity.database_oid}_{os.urandom(5).hex()}"
-        command = f'CREATE_REPLICATION_SLOT "{self.slot}" TEMPORARY LOGICAL {self.plugin} NOEXPORT_SNAPSHOT'
+        own = self.keeping.slot if self.keeping is not None else ""
+        self.slot = own or f"distribcache_{self.identity.database_oid}_{os.urandom(5).hex()}"
+        how = "" if own else "TEMPORARY "
+        command = f'CREATE_REPLICATION_SLOT "{self.slot}" {how}LOGICAL {self.plugin} NOEXPORT_SNAPSHOT'
         creation = asyncio.ensure_future(self.stream.execute(command.encode()))
         try:
             waited = 0.0

@@ -22,6 +22,7 @@ from distribcache.coherence.coverage import Coverage
 from distribcache.coherence.epoch import digest, server_epoch
 from distribcache.coherence.following import Following
 from distribcache.coherence.freshness import Freshness, Watched
+from distribcache.coherence.keeping import Keeping
 from distribcache.coherence.ledger import FLOORS, FRESH_AT, Columns, Ledger, V, W
 from distribcache.coherence.link import Link, ServerIdentity
 from distribcache.coherence.lsn import format_lsn
@@ -71,6 +72,7 @@ class DatabaseCoherence:
         self.coverage.on_heard = self._alarmed
         self._conninfo = make_conninfo(conninfo, dbname=name)
         self._log = log
+        self._keeping = self._make_keeping()
         self._state: NotServing | None = NotServing("starting")
         self._following: Following | None = None
         self._lost: asyncio.Future[NotServing] | None = None
@@ -281,6 +283,8 @@ class DatabaseCoherence:
 
     async def stop(self) -> None:
         """Leave the database: afterwards nothing of ours is connected to it."""
+        if self._keeping is not None:
+            await self._keeping.finish()
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
@@ -289,6 +293,8 @@ class DatabaseCoherence:
             if self._closing is not None:
                 await asyncio.wait({self._closing})
         self._end(NotServing("stopped"))
+        if self._keeping is not None:
+            self._keeping.close()
 
     async def _run(self) -> None:
         pause = self.options.retry_min_s
@@ -311,7 +317,7 @@ class DatabaseCoherence:
 
     async def _follow(self, *, was_up: bool) -> NotServing:
         """One link from its beginning to its end; returns why it ended. Raises NotServing when it did not come up."""
-        link = Link(self._conninfo, self.options, self._say)
+        link = Link(self._conninfo, self.options, self._say, self._keeping)
         following: Following | None = None
         try:
             await link.open(was_up=was_up)
@@ -326,6 +332,15 @@ class DatabaseCoherence:
             self._following = None
             self._closing = asyncio.ensure_future(following.close() if following is not None else link.close())
             await asyncio.shield(self._closing)
+
+    def _make_keeping(self) -> Keeping | None:
+        options = self.options
+        if options.keep_at is None:
+            return None
+        return Keeping(
+            options.keep_at, self.coverage, lambda line: self._log(f"{self.name}: {line}"),
+            wanted=options.slot == "persistent", most_behind=options.max_wal_lag // 4, every_s=options.keep_s,
+        )
 
     def _say(self, state: NotServing) -> None:
         old, self._state = self._state, state
@@ -344,6 +359,8 @@ class DatabaseCoherence:
         self._say(state)
         if self.coverage.running:
             self.counters.epoch_changes_by[state.reason] += 1
+            if self._keeping is not None:
+                self._keeping.end(hole=state.reason != "stopped")
             self.coverage.end()
             for listener in self.epoch_listeners:
                 listener(self.epoch)

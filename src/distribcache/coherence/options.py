@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 __all__ = ["FreshnessSettings", "Options"]
@@ -25,6 +26,8 @@ class FreshnessSettings(Protocol):
     def invalidation(self) -> str: ...
     @property
     def plugin(self) -> str: ...
+    @property
+    def slot(self) -> str: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +51,16 @@ class Options:
     enrol_s: float = 60.0
     """With pgoutput: a stream that is older than this ends for tables that could be added to the publications."""
     tables: int = 1 << 16
+    slot: str = "temporary"
+    keep_at: Path | None = None
+    """The directory of L2, where the state of a warm restart lies too."""
+    keep_s: float = 10.0
 
     @classmethod
     def from_settings(
-        cls, settings: FreshnessSettings, *, connect_timeout_s: float = 10.0, tightest_s: float | None = None
-    ) -> Options:
+        cls, settings: FreshnessSettings, *, connect_timeout_s: float = 10.0, tightest_s: float | None = None,
+        keep_at: Path | None = None,
+    ) -> Options:  # fmt: skip
         """From the section [freshness]."""
         return cls(
             max_staleness_s=settings.max_staleness,
@@ -65,4 +73,6 @@ class Options:
             linger_s=settings.database_linger,
             invalidation=settings.invalidation,
             plugin=settings.plugin,
+            slot=settings.slot,
+            keep_at=keep_at,
         )

@@ -8,10 +8,11 @@ Manners:
 1. No feedback before ``allow_feedback``: the owner first makes sure that the server does not count us as a
    synchronous standby.
 2. Feedback names what was received, never zero: zeros would keep a fast shutdown waiting for ever. It is sent when
-   the server asks, and at least every five seconds.
+   the server asks, and at least every five seconds. For a persistent slot it names as flushed what the owner has
+   made durable (``confirm``), and the owner is told when the server asks.
 3. A ping only asks for a keepalive. Its answer counts for the position that it carries and for nothing else: the
    server answers from inside a large decode with an old one (R5).
-4. The slot is temporary: it dies with the connection, whatever happens to us.
+4. The slot is temporary, unless the owner keeps what it has seen: it dies with the connection, whatever happens to us.
 
 Memory stays bounded because libpq reads from the socket only when its buffer holds no whole message.
 """
@@ -72,6 +73,9 @@ class Reader:
         self.connection = connection
         self.pid = connection.pgconn.backend_pid
         self.received = 0
+        self.durable: int | None = None
+        """With a persistent slot: the position up to which the server may forget the stream."""
+        self.on_asked: Callable[[], None] = lambda: None
         self.rows = 0
         self.heard_at = now_ns()
         self._pgconn = connection.pgconn
@@ -136,14 +140,20 @@ class Reader:
         if self._fd < 0 or not self._may_answer:
             return
         at = self.received
+        kept = at if self.durable is None else self.durable
         micros = int((wall_time() - _POSTGRES_EPOCH) * 1e6)
         self._fed_at = now_ns()
         self._asked = False
         try:
-            self._pgconn.put_copy_data(_STATUS.pack(b"r", at, at, at, micros, ask))
+            self._pgconn.put_copy_data(_STATUS.pack(b"r", at, kept, kept, micros, ask))
             self._pgconn.flush()
         except psycopg.Error as error:
             self._lose(error)
+
+    def confirm(self, durable: int) -> None:
+        """What was received up to here is not needed again, whatever happens."""
+        self.durable = max(durable, self.durable or 0)
+        self.feedback()
 
     def _continue(self) -> None:
         self._queued = False
@@ -161,6 +171,7 @@ class Reader:
             self._lose(error)
             return
         if self._asked:
+            self.on_asked()
             self.feedback()
         if more and self._fd >= 0:
             self._queued = True

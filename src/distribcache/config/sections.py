@@ -155,7 +155,11 @@ class Freshness(Section):
     schema_poll: Annotated[Duration | None, Field(validate_default=False)] = setting(
         None, "How often the catalogue is compared as a whole; default and maximum: max_staleness."
     )
-    slot: Literal["temporary"] = setting("temporary", "Replication slots vanish with their connection.")
+    slot: Literal["temporary", "persistent"] = setting(
+        "temporary", "temporary: replication slots vanish with their connection, and L2 begins empty. persistent: the "
+        "server keeps the change stream while distribcache is restarted, so that what lies in L2 stays valid; needs "
+        "l2.path and, on the server, max_slot_wal_keep_size.",
+    )
     max_databases: Count = setting(16, "Databases with a WAL reader at once; more are passed through.")
     hit_wait: Duration = setting(
         "5ms", "How long a hit may wait for proof of its freshness before it goes upstream."
@@ -243,6 +247,15 @@ class Settings(Section):
                     f"staleness.{key}: {duration_text(seconds)} is longer than freshness.max_staleness "
                     f"({duration_text(most)}); raise that one, and give the other classes a bound of their own"
                 )
+        return self
+
+    @check(mode="after")
+    def _somewhere_to_keep(self) -> Settings:
+        if self.freshness.slot == "persistent" and self.l2.path is None:
+            raise ValueError(
+                "freshness.slot: persistent needs a directory for what is kept over a restart; "
+                "set l2.path to one of its own on a local disk, or leave the slot temporary"
+            )
         return self
 
     @property

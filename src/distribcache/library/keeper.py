@@ -163,6 +163,7 @@ class Keeper:
             settings.freshness,
             connect_timeout_s=settings.upstream.connect_timeout,
             tightest_s=min(settings.staleness.bounds.values(), default=None),
+            keep_at=settings.l2.path,
         )
         url = settings.upstream.url
         if url:
