@@ -44,6 +44,7 @@ def options_of(settings: Settings) -> Options:
         settings.freshness,
         connect_timeout_s=settings.upstream.connect_timeout,
         tightest_s=min(settings.staleness.bounds.values(), default=None),
+        keep_at=settings.l2.path,
     )
 
 
