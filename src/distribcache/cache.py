@@ -135,7 +135,7 @@ class DistribCache:
         for whatever is not understood, the statement goes to PostgreSQL as it is.
         """
         wish = Wish.of(consistency, max_staleness, ttl, workload)
-        return await go(self._fetching.read(session_of(source, blocking=False), sql, args, wish))
+        return await go(self._fetching.rows(session_of(source, blocking=False), sql, args, wish))
 
     async def fetchrow(self, source: Any, sql: str, *args: Any, **wishes: Any) -> Row | None:
         """The first row of ``fetch``, None if there is none."""
@@ -154,7 +154,7 @@ class DistribCache:
     ) -> list[Row]:  # fmt: skip
         """``fetch`` without asyncio: ``source`` is a psycopg Connection or ConnectionPool."""
         wish = Wish.of(consistency, max_staleness, ttl, workload)
-        return block(self._fetching.read(session_of(source, blocking=True), sql, args, wish))
+        return block(self._fetching.rows(session_of(source, blocking=True), sql, args, wish))
 
     async def execute(self, source: Any, sql: str, *args: Any) -> list[Row]:
         """A statement that may write, as the driver sends it; reads that begin after it see what it did.

@@ -28,7 +28,7 @@ from distribcache.coherence.tags import slots_of
 from distribcache.config.units import parse_duration
 from distribcache.entry import AT_NS, COST_NS, PAYLOAD, TABLES, WORKLOAD, Entry, make_entry
 from distribcache.errors import ClientError, SerializationError
-from distribcache.library.drivers.base import Question, Result, Session, named_once
+from distribcache.library.drivers.base import PassedByError, Question, Result, Session, named_once
 from distribcache.library.heat import Heat
 from distribcache.library.keeper import Keeper
 from distribcache.library.outcome import Outcome, Tally, last
@@ -120,29 +120,33 @@ class Fetching:
 
     # -- the story
 
-    def read(self, session: Session, sql: str, args: tuple[Any, ...], wish: Wish) -> Steps[list[Row]]:
+    def rows(self, session: Session, sql: str, args: tuple[Any, ...], wish: Wish) -> Steps[list[Row]]:
         """The rows of one statement."""
+        return _rows((yield from self.read(session, sql, args, wish)))
+
+    def read(self, session: Session, sql: str, args: tuple[Any, ...], wish: Wish) -> Steps[Result]:
+        """The result of one statement. Raises PassedByError for a session that sends only what can be kept."""
         arrival = now_ns()
         failed = True
         try:
-            rows = yield from self._read(session, session.question(sql, args), wish, arrival)
+            result = yield from self._read(session, session.question(sql, args), wish, arrival)
             failed = False
         finally:
             yield session.close(failed=failed)
-        return rows
+        return result
 
     def write(self, session: Session, sql: str, args: tuple[Any, ...]) -> Steps[list[Row]]:
         """A statement that may write, as the driver sends it."""
         failed = True
         try:
             question = session.question(sql, args)
-            rows = yield from self._pass(session, question, Outcome("bypass", reason="execute"))
+            result = yield from self._pass(session, question, Outcome("bypass", reason="execute"))
             failed = False
         finally:
             yield session.close(failed=failed)
-        return rows
+        return _rows(result)
 
-    def _read(self, session: Session, question: Question, wish: Wish, arrival: int) -> Steps[list[Row]]:
+    def _read(self, session: Session, question: Question, wish: Wish, arrival: int) -> Steps[Result]:
         keeper = self._keeper
         keeper.reads += 1
         reason = keeper.why_not() or session.why_not() or ("" if keeper.coherence.name else "no_upstream")
@@ -161,9 +165,9 @@ class Fetching:
             fresh = keeper.fresh(floor)
             entry = keeper.find(key)
             if entry is not None and fresh and self._young(entry, known, wish):
-                rows = self._serve(session, question, key, entry)
-                if rows is not None:
-                    return rows
+                served = self._serve(session, question, key, entry)
+                if served is not None:
+                    return served
                 differ = Outcome("bypass", "", "adapters_differ", None, entry[TABLES], entry[WORKLOAD])
                 return (yield from self._pass(session, question, differ, pure=True))
             if entry is not None and not fresh and not waited:
@@ -192,9 +196,9 @@ class Fetching:
                     self._extra = tuple(sorted({*self._extra, *plan.missing}))[:_MOST_EXTRA]
                     continue
                 if plan.entry is not None:
-                    rows = self._serve(session, question, key, plan.entry, plan.tier)
-                    if rows is not None:
-                        return rows
+                    served = self._serve(session, question, key, plan.entry, plan.tier)
+                    if served is not None:
+                        return served
                     continue
                 if plan.reason:
                     if flight is not None:
@@ -245,7 +249,7 @@ class Fetching:
 
     def _refuse(
         self, session: Session, question: Question, plan: Plan, known: Known, wish: Wish
-    ) -> Steps[list[Row]]:
+    ) -> Steps[Result]:
         analysis = plan.analysis
         if analysis is None:
             return (yield from self._pass(session, question, Outcome("bypass", reason=plan.reason)))
@@ -256,7 +260,7 @@ class Fetching:
 
     def _fill(
         self, session: Session, question: Question, key: Key, plan: Plan, known: Known, wish: Wish, why: str
-    ) -> Steps[list[Row]]:
+    ) -> Steps[Result]:
         """Ask PostgreSQL and keep the answer."""
         keeper, analysis = self._keeper, plan.analysis
         assert analysis is not None
@@ -267,20 +271,20 @@ class Fetching:
         began = now_ns()
         result: Result = yield session.run(question, alone=True)
         ended = now_ns()
-        rows = list(map(row_class(result.columns), result.rows))
         same = not session.why_not()
         if same and session.pool is None:  # others may hold this connection too
             after = yield from self._ask(session)
             same = not isinstance(after, str) and not _told_apart(after, known)
         if not same:
             self._tally.fills["scope_changed"] += 1
-            return rows
+            return result
         try:
-            payload = pack([list(result.columns), [list(row) for row in result.rows], result.marks])
+            rows = [list(row) for row in result.rows]
+            payload = pack([list(result.columns), rows, result.marks, list(result.oids)])
         except SerializationError:
             self._tally.fills["unknown_type"] += 1
             last.set(outcome._replace(reason="unknown_type"))
-            return rows
+            return result
         ttl = self._ttl(workload, wish)
         entry = make_entry(
             payload, fill=plan.fill, analysis=min(analysis.analysis_lsn, plan.fill), slots=plan.slots,
@@ -288,7 +292,7 @@ class Fetching:
             tables=outcome.tables, workload=outcome.workload,
         )  # fmt: skip
         keeper.soon(self._keep, key, entry, plan.place, began, ttl, len(rows))
-        return rows
+        return result
 
     def _ttl(self, workload: WorkloadType, wish: Wish) -> float:
         return wish.ttl if wish.ttl is not None else self._keeper.settings.ttl.of(workload)
@@ -327,8 +331,8 @@ class Fetching:
                 tier, risen = "L2", keeper.rise(key, keeper.store.rise_near(key, place, coherence))
                 if risen is None:
                     tier, risen = "L3", keeper.rise(key, await keeper.store.rise_far(key, place, coherence))
-                served = risen is not None and keeper.fresh(floor) and keeper.find(key) is risen
-                if risen is not None and served and self._young(risen, known, wish):
+                still = risen is not None and keeper.fresh(floor) and keeper.find(key) is risen
+                if risen is not None and still and self._young(risen, known, wish):
                     return Plan(entry=risen, tier=tier)
         slots = slots_of(coherence, analysis, text, session.bound(question))
         point = coherence.fill_point()
@@ -364,10 +368,10 @@ class Fetching:
 
     def _serve(
         self, session: Session, question: Question, key: Key, entry: Entry, tier: str = "L1"
-    ) -> list[Row] | None:
-        """The rows of a hit; None when this connection reads types in another way."""
-        columns, rows, marks = unpack(entry[PAYLOAD])
-        if not session.fits(marks):
+    ) -> Result | None:
+        """What a hit holds; None when this connection reads types in another way."""
+        result = Result(*unpack(entry[PAYLOAD]))
+        if not session.fits(result.marks):
             return None
         keeper, tally = self._keeper, self._tally
         keeper.touch(key, entry)
@@ -376,15 +380,17 @@ class Fetching:
         self._heat.note((entry, key, question.text))
         age = now_ns() - (entry[AT_NS] if keeper.coherence.mode == "ttl" else keeper.coherence.head[FRESH_AT])
         last.set(Outcome("hit", tier, "", age / 1e6, entry[TABLES], entry[WORKLOAD]))
-        return list(map(row_class(tuple(columns)), rows))
+        return result
 
     # -- by the way of PostgreSQL
 
     def _pass(
         self, session: Session, question: Question, outcome: Outcome, *, pure: bool = False
-    ) -> Steps[list[Row]]:
+    ) -> Steps[Result]:
         """As the driver would do it. What is no proven pure read is told of before its result is given back."""
         self._tally.count(outcome)
+        if not session.passes:
+            raise PassedByError(pure=pure)
         failed = True
         try:
             yield session.open()
@@ -394,7 +400,7 @@ class Fetching:
             if not pure:
                 yield session.close(failed=failed)  # a pool's connection commits here
                 yield from self.wrote(question.text)
-        return list(map(row_class(result.columns), result.rows))
+        return result
 
     def wrote(self, text: str = "") -> Steps[None]:
         """A statement that may have written has ended; without its text it is one that changed rows only."""
@@ -421,6 +427,10 @@ class Fetching:
             if len(self._pools) > _MOST_POOLS:
                 self._pools.popitem(last=False)
         return standing
+
+
+def _rows(result: Result) -> list[Row]:
+    return list(map(row_class(tuple(result.columns)), result.rows))
 
 
 def _told_apart(one: Known, other: Known) -> bool:

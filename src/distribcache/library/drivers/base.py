@@ -23,7 +23,7 @@ from typing import Any, Protocol
 from distribcache.coherence.tags import Bound
 from distribcache.errors import ClientError
 
-__all__ = ["Question", "Result", "Session", "named_once", "only_positional"]
+__all__ = ["PassedByError", "Question", "Result", "Session", "named_once", "only_positional"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +36,22 @@ class Question:
 
 @dataclass(slots=True)
 class Result:
-    """``marks``: how each type was read, for sessions that have to compare that."""
+    """``marks``: how each type was read, for sessions that have to compare that. ``oids``: the types of the columns, as
+    far as the driver tells.
+    """
 
-    columns: tuple[str, ...]
+    columns: Sequence[str]
     rows: Sequence[Sequence[Any]]
     marks: Any = None
+    oids: Sequence[int] = ()
+
+
+class PassedByError(Exception):
+    """Nothing was sent; ``pure``: the statement is a proven pure read."""
+
+    def __init__(self, *, pure: bool) -> None:
+        super().__init__("passed by")
+        self.pure = pure
 
 
 class Session(Protocol):
@@ -49,6 +60,8 @@ class Session(Protocol):
     blocking: bool
     pool: Any
     """None for a single connection."""
+    passes: bool
+    """Is a statement that memory cannot answer sent here? Else ``PassedByError`` is raised, and its owner sends it."""
 
     @property
     def pid(self) -> int: ...

@@ -66,8 +66,10 @@ class AsyncpgSession:
 
     blocking = False
 
-    def __init__(self, pool: Any, connection: Any) -> None:
+    def __init__(self, pool: Any, connection: Any, *, representation: str = "") -> None:
         self.pool = pool
+        self.passes = not representation
+        self._representation = representation
         self._connection = connection
         self._honest = False
 
@@ -103,12 +105,19 @@ class AsyncpgSession:
             return str(await self._connection.fetchval(sql))
 
     async def run(self, question: Question, *, alone: bool) -> Result:
+        if self._representation:  # whoever has one of his own needs the types, too
+            statement = await self._connection.prepare(question.text)
+            found = statement.get_attributes()
+            rows = [tuple(record) for record in await statement.fetch(*question.args)]
+            return Result([each.name for each in found], rows, None, [each.type.oid for each in found])
         records = await self._connection.fetch(question.text, *question.args)
         if not records:
             return Result((), [])
         return Result(tuple(records[0].keys()), [[_plain(each) for each in record] for record in records])
 
     def representation(self, args: tuple[Any, ...]) -> tuple[str, bool]:
+        if self._representation:
+            return self._representation, False
         if self.pool is not None:
             return _of_pool(self.pool)
         pool = getattr(getattr(self._connection, "_holder", None), "_pool", None)

@@ -97,6 +97,7 @@ class _Session:
 
     def __init__(self, pool: Any, connection: Any) -> None:
         self.pool = pool
+        self.passes = True
         self._mine = False
         self._connection = connection
 
@@ -154,9 +155,9 @@ class _Session:
         return _name(adapters.get_loader(oid, Format.TEXT) or adapters.get_loader(0, Format.TEXT))
 
     def _result(self, cursor: Any, rows: list[Any]) -> Result:
-        oids = {column.type_code for column in cursor.description}
-        marks = [[oid, self._loader(oid)] for oid in sorted(oids)]
-        return Result(tuple(column.name for column in cursor.description), rows, marks)
+        oids = [column.type_code for column in cursor.description]
+        marks = [[oid, self._loader(oid)] for oid in sorted(set(oids))]
+        return Result([column.name for column in cursor.description], rows, marks, oids)
 
     def _switches(self, *, alone: bool) -> bool:
         return alone and not self._connection.autocommit
