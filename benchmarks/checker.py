@@ -9,8 +9,8 @@ change their names meanwhile. Readers ask in pipelines of raw messages, in both 
 there is (``checked``), in all three consistencies, as different roles, with settings that shape answers. What each may
 be shown at least stands in ``checking``. When the writers have stopped, nobody may be behind for good.
 
-Every commit waits for a receiver of the log, as with a synchronous standby: so each commit is in the change stream for
-a while before any snapshot shows it (coherence rule R3).
+Every commit waits for a receiver of the log, as with a synchronous standby, and that rests for a third of the time: so
+each commit is in the change stream for a while before any snapshot shows it (coherence rule R3).
 
 Exit 1: a wrong answer, or too few hits to prove anything.
 """
@@ -25,6 +25,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -40,10 +41,11 @@ from benchmarks.checking import Found, Place, Truth, change_catalogue, final, re
 from distribcache.cli.postgres import Postgres
 
 BOUND_S = 1.0
+_AWAKE_S, _REST_S = 0.2, 0.1
 _SETTINGS = {"DISTRIBCACHE_FRESHNESS_HIT_WAIT": "50ms", "DISTRIBCACHE_FRESHNESS_MAX_STALENESS": f"{BOUND_S:g}s"}
 MUTES = ("rows", "visibility", "schema", "settings", "people", "validity", "own_writes", "arrival")
 """Names of ``tests/mutes.py``; the last two take ``--late``."""
-_DDL_S, _LEAST_DDL = 15.0, 8
+_DDL_S, _LEAST_DDL = 15.0, 4
 """Seconds between changes of the catalogue; but a short run has some of them too."""
 
 
@@ -62,6 +64,8 @@ def _receiver(server: Postgres, work: Path) -> Iterator[None]:
         [program, "--directory", folder, "--synchronous", "--dbname", conninfo],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
+    ended = threading.Event()
+    resting = threading.Thread(target=_rest, args=(process, ended), daemon=True)
     try:
         with psycopg.connect(server.conninfo("postgres"), autocommit=True) as connection:
             seen = "SELECT count(*) FROM pg_stat_replication WHERE application_name = 'receiver'"
@@ -72,8 +76,12 @@ def _receiver(server: Postgres, work: Path) -> Iterator[None]:
                 time.sleep(0.05)
             connection.execute("ALTER SYSTEM SET synchronous_standby_names = 'receiver'")
             connection.execute("SELECT pg_reload_conf()")
+        resting.start()
         yield
     finally:
+        ended.set()
+        if resting.is_alive():
+            resting.join()
         with psycopg.connect(server.conninfo("postgres"), autocommit=True) as connection:
             connection.execute("ALTER SYSTEM RESET synchronous_standby_names")
             connection.execute("SELECT pg_reload_conf()")
@@ -83,6 +91,14 @@ def _receiver(server: Postgres, work: Path) -> Iterator[None]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def _rest(process: subprocess.Popen[bytes], ended: threading.Event) -> None:
+    """Stop it now and then."""
+    while not ended.wait(_AWAKE_S):
+        process.send_signal(signal.SIGSTOP)
+        ended.wait(_REST_S)
+        process.send_signal(signal.SIGCONT)
 
 
 def _serving(proxy: servers.Program) -> None:

@@ -37,6 +37,8 @@ CONSISTENCIES = ("strict", "session", "eventual")
 _POLLS_S = 3.0
 _BATCH = {"strict": 25, "session": 100, "eventual": 100}
 _WORDS = len(FAMILIES) * ROWS
+_PHASE_S = 0.5
+"""All write through the proxy for so long, then around it: then nothing raises the floors of coherence rule R4."""
 _CHANGES = 0.02
 """How often a reader changes its settings, per pipeline."""
 _LAST = query(b"SHOW distribcache.last")
@@ -145,7 +147,7 @@ def write(place: Place, truth: Truth, number: int, count: int, pause: float) -> 
         while not truth.stopped:
             family, row = draw.choice(rows)
             value = values[family, row] = values[family, row] + 1
-            here = draw.random() < 0.5
+            here = int(time.monotonic() / _PHASE_S) % 2 == 0
             connection = through if here else direct
             texts = writes(family, row, value)
             if len(texts) == 1 and draw.random() < 0.5:
