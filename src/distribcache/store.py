@@ -88,7 +88,8 @@ class Store:
         self.stack = stack
         self.clock = clock
         self._lease_cost_ns = lease_cost_ns
-        self._patience_s = patience_s
+        self.patience_s = patience_s
+        """How long anybody waits for another's miss, and so how long a lease lives."""
         self._cheap: OrderedDict[Key, None] = OrderedDict()
         self._leases: dict[bytes, asyncio.Future[None]] = {}
         self._leased: set[bytes] = set()
@@ -222,20 +223,20 @@ class Store:
 
     def dear(self, key: Key, place: Place) -> bool:
         """May this miss be so expensive that one node should ask for all?"""
-        return place.far and key not in self._cheap
+        return place.far and self.patience_s > 0 and key not in self._cheap
 
-    async def lead(self, key: Key, place: Place, coherence: Coherence) -> Entry | None:
-        """The answer, from the node that asked; None: this node may ask PostgreSQL, or time is up.
+    async def lead(self, key: Key, place: Place, coherence: Coherence, seconds: float) -> Entry | None:
+        """The answer, from the node that asked; None: this node may ask PostgreSQL, or ``seconds`` are over.
 
         All who ask for one key wait for one lease.
         """
         waiting = self._leases.get(place.digest)
         if waiting is not None:
-            await asyncio.shield(waiting)
+            await asyncio.wait([waiting], timeout=seconds)
             return self.l1.entries.get(key)
         mine = self._leases[place.digest] = asyncio.get_running_loop().create_future()
         try:
-            return await self._lease(key, place, coherence)
+            return await self._lease(key, place, coherence, now_ns() + int(seconds * 1e9))
         except asyncio.CancelledError:
             self.landed(place)  # whoever would have asked has gone
             raise
@@ -243,14 +244,17 @@ class Store:
             del self._leases[place.digest]
             mine.set_result(None)
 
-    async def _lease(self, key: Key, place: Place, coherence: Coherence) -> Entry | None:
+    async def _lease(self, key: Key, place: Place, coherence: Coherence, until: int) -> Entry | None:
         far = self.stack.far
-        until = now_ns() + int(self._patience_s * 1e9)
         pause = _POLL_S
         while far is not None:
-            if await far.lease(place.digest, self._patience_s):
+            if await far.lease(place.digest, self.patience_s):
                 self._leased.add(place.digest)
-                return None
+                # Between the last look and the lease, its former owner may have put the answer there.
+                entry = await self.rise_far(key, place, coherence)
+                if entry is not None:
+                    self.landed(place)
+                return entry
             if now_ns() > until:
                 return None
             # What happens on another machine sends no event here.

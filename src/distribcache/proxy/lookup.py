@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from distribcache.catalog.statement import Analysis
 from distribcache.clock import now_ns
 from distribcache.coherence.ledger import FRESH_AT, W
+from distribcache.coherence.scope import Scope
 from distribcache.coherence.tags import UNBOUND, Bound, slots_of
 from distribcache.coherence.validity import valid
 from distribcache.entry import AT_NS, COST_NS, FILL, Entry
@@ -190,15 +191,12 @@ def start_fill(
     if scope is None or (s.open and not scope.read_committed):  # its snapshot may be that of an earlier group
         return None
     if alone and key in flights and "flight" not in s.tried:
-        seconds = s.node.settings.cache.single_flight_wait
-        if scope.statement_timeout_ms:
-            seconds = min(seconds, scope.statement_timeout_ms / 1000)
         s.tried.discard("fresh")
-        s.wait("flight", _landed(flights.join(key), seconds))
+        s.wait("flight", _landed(flights.join(key), _patience(s, scope)))
         return WAIT
     place = place_of(s, key, analysis)
     if alone and place is not None and key not in flights and s.node.store.dear(key, place) and "lease" not in s.tried:
-        s.wait("lease", _risen(s, "L3", s.node.store.lead(key, place, s.coherence)))
+        s.wait("lease", _risen(s, "L3", s.node.store.lead(key, place, s.coherence, _patience(s, scope))))
         return WAIT
     slots = slots_of(s.coherence, analysis, sql, bound)
     point = s.coherence.fill_point()
@@ -222,6 +220,12 @@ def start_fill(
     if alone:
         fill.leads = flights.lead(key)
     return fill
+
+
+def _patience(s: Session, scope: Scope) -> float:
+    """Seconds that this session waits for another's fill: no longer than a statement of its may take."""
+    seconds = s.node.settings.cache.single_flight_wait
+    return min(seconds, scope.statement_timeout_ms / 1000) if scope.statement_timeout_ms else seconds
 
 
 def miss(s: Session, fill: Fill | None, considered: Outcome) -> Outcome:
