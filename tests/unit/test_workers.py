@@ -17,6 +17,7 @@ from muted import kept_and_muted
 
 from distribcache.clock import now_ns
 from distribcache.coherence import mirror as mirror_module
+from distribcache.coherence import sharing
 from distribcache.coherence.channel import Channel, Message, State, Traffic, Want, open_channel, pair
 from distribcache.coherence.coverage import Coverage
 from distribcache.coherence.ledger import (
@@ -47,6 +48,7 @@ async def crew(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Crew]:
         """The test plays the stream."""
 
     monkeypatch.setattr(DatabaseCoherence, "start", nothing)
+    monkeypatch.setattr(sharing, "_GATHER_S", 0)
     made = await Crew().begin()
     yield made
     made.close()

@@ -153,7 +153,12 @@ async def run(settings: Settings) -> None:
     ended = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, ended.set)
-    await proxy.start()
+    starting, ending = asyncio.ensure_future(proxy.start()), asyncio.ensure_future(ended.wait())
+    await asyncio.wait({starting, ending}, return_when=asyncio.FIRST_COMPLETED)
+    if starting.done():
+        await starting
+    else:  # asked to end before all workers let clients in
+        starting.cancel()
     gc.collect()
     gc.freeze()
     print(facts(proxy), flush=True)

@@ -19,6 +19,7 @@ from distribcache.coherence.channel import Channel, Message, open_channel
 from distribcache.coherence.mirror import Place
 from distribcache.coherence.mirrors import Mirrors
 from distribcache.config import restore
+from distribcache.errors import ConfigError
 from distribcache.proxy.listener import Listener
 from distribcache.proxy.node import Node
 from distribcache.proxy.peers import Peers
@@ -27,6 +28,7 @@ from distribcache.proxy.upstream import read_target
 __all__ = ["main"]
 
 _FILES_S = 5.0
+_LEAST = 3
 
 
 class Worker:
@@ -101,5 +103,7 @@ async def _run(descriptors: list[int]) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """Entry point."""
+    """Entry point. Raises ConfigError when it was not started by ``serve``."""
+    if len(arguments) < _LEAST or not all(each.isdigit() for each in arguments):
+        raise ConfigError("workers are started by serve", where="worker", hint="distribcache serve --workers 2")
     uvloop.run(_run([int(each) for each in arguments]))

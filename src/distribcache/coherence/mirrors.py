@@ -58,7 +58,7 @@ class Mirrors(Databases):
         found = self._open.get(name)
         if not isinstance(found, PassThrough):
             self._channel.send({"kind": "release", "name": name})
-        if not isinstance(found, Mirror) or not found.number:
+        if isinstance(found, PassThrough) or (isinstance(found, Mirror) and not found.number):
             self._forget(name)
 
     def _make(self, name: str) -> Coherence:
@@ -128,6 +128,8 @@ class Mirrors(Databases):
             self._opened(message)
         elif kind == "leave":
             self._leaving(message)
+        elif kind == "close":
+            self._closed(message)
         elif kind == "answer":
             answer = self._answers.pop(message["id"], None)
             if answer is not None and not answer.done():
@@ -151,11 +153,15 @@ class Mirrors(Databases):
             mirror.refuse(message["oid"], tuple(message["columns"]))
         elif kind == "back":
             mirror.come_back()
-        elif kind == "close":
-            del self._numbers[mirror.number]
+
+    def _closed(self, message: dict[str, Any]) -> None:
+        mirror = self._numbers.pop(message["db"], None)
+        if mirror is not None:
             mirror.detach("stopped")
-            if not self._clients.get(mirror.name) and self._open.get(mirror.name) is mirror:
-                self._forget(mirror.name)
+        name = message["name"]
+        found = self._open.get(name)
+        if not self._clients.get(name) and (found is mirror or isinstance(found, TtlOnly)):
+            self._forget(name)
 
     def _opened(self, message: dict[str, Any]) -> None:
         name, number = message["name"], message["db"]

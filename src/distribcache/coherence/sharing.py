@@ -8,8 +8,9 @@ Rules:
 1. A database begins to be followed only when all workers have its ledger: from then on each can raise an alarm there.
    A worker is told of all databases before it lets clients in.
 2. To leave a database means that every worker has closed its side connection too.
-3. States replace each other: one per worker and database is sent behind each round of the event loop, and none while
-   the worker does not read. What they rest on (slots, wildcards, facts) is sent before them.
+3. States replace each other: one per worker and database is sent behind a round of the event loop, at once where a hit
+   waits for it or hits must stop, else a millisecond's worth at a time; and none while the worker does not read. What
+   they rest on (slots, wildcards, facts) is sent before them.
 4. What a worker held ends with it: clients, databases that were left for it. Its last exchanges may have written or
    changed the catalogue: its floor is raised and an alarm too.
 """
@@ -32,6 +33,8 @@ from distribcache.coherence.options import Options
 __all__ = ["Peer", "SharedDatabases"]
 
 _PATIENCE_S = 10.0
+_GATHER_S = 0.001
+_MOST_WANTED = 256
 _AT_ONCE = 4000
 """Slots in one message."""
 
@@ -69,6 +72,9 @@ class SharedDatabases(Databases):
         """Numbers by the identity of the object."""
         self._next = 1
         self._flushing = False
+        self._later: asyncio.TimerHandle | None = None
+        self._wanted: dict[int, list[int]] = {}
+        """By the identity of a database: the floors that hits in some worker wait for."""
         self._answered = asyncio.Condition()
 
     # -- databases
@@ -84,7 +90,7 @@ class SharedDatabases(Databases):
         coherence = DatabaseCoherence(
             self._conninfo, name, self._options, self._log, workers=self._workers, fd=fd
         )
-        coherence.coverage.on_move = self._flush_soon
+        coherence.coverage.on_move = lambda: self._moved(coherence)
         self._announce(coherence, fd)
         return coherence
 
@@ -140,7 +146,8 @@ class SharedDatabases(Databases):
         if self._open.get(coherence.name) is not coherence:
             _, fd = self._shared.pop(number)
             del self._numbers[id(coherence)]
-            self._tell({"kind": "close", "db": number})
+            self._wanted.pop(id(coherence), None)
+            self._tell({"kind": "close", "db": number, "name": coherence.name})
             for peer in self.peers.values():
                 for known in (peer.states, peer.sizes, peer.facts):
                     known.pop(number, None)
@@ -208,9 +215,12 @@ class SharedDatabases(Databases):
         if isinstance(message, Traffic):
             coherence.note_traffic()
         elif isinstance(message, Want):
+            wanted = self._wanted.setdefault(id(coherence), [])
+            if len(wanted) < _MOST_WANTED:  # those beyond it are told a little later
+                wanted.append(message.floor_ns)
             coherence.wait_fresh(message.floor_ns, message.seconds)
-            peer.states.pop(message.database, None)  # it may have missed nothing, or the answer
-            self._flush_soon()
+            if coherence.head[FRESH_AT] >= message.floor_ns:
+                self._flush_soon()
 
     def _hear(self, peer: Peer, message: dict[str, Any]) -> None:
         kind = message["kind"]
@@ -263,6 +273,16 @@ class SharedDatabases(Databases):
 
     # -- states
 
+    def _moved(self, coherence: DatabaseCoherence) -> None:
+        """Now, if somebody waits for it or hits must stop. Else a busy stream would wake all workers all the time."""
+        fresh_at, wanted = coherence.words[FRESH_AT], self._wanted.get(id(coherence), [])
+        waiting = [floor for floor in wanted if floor > fresh_at]
+        if len(waiting) < len(wanted) or not fresh_at:
+            self._wanted[id(coherence)] = waiting
+            self._flush_soon()
+        elif self._later is None and not self._flushing:
+            self._later = asyncio.get_running_loop().call_later(_GATHER_S, self._flush_soon)
+
     def _flush_soon(self) -> None:
         if not self._flushing:
             self._flushing = True
@@ -270,6 +290,9 @@ class SharedDatabases(Databases):
 
     def _flush_all(self) -> None:
         self._flushing = False
+        if self._later is not None:
+            self._later.cancel()
+            self._later = None
         for peer in self.peers.values():
             self._flush(peer)
 

@@ -30,8 +30,9 @@ from distribcache.proxy.figures import Figures, figures_as_table, join, left_beh
 
 __all__ = ["COMMAND", "Workers"]
 
-COMMAND: Final = [sys.executable, "-m", "distribcache", "worker"]
-"""With the numbers of descriptors behind it: messages, files, listening sockets."""
+COMMAND: Final = [sys.executable, "-P", "-m", "distribcache", "worker"]
+"""With the numbers of descriptors behind it: messages, files, listening sockets. Nothing is imported from the directory
+that we happen to be in."""
 
 _STEADY_NS: Final = 10_000_000_000
 _PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0
