@@ -30,7 +30,7 @@ from typing import Final, cast
 
 from distribcache.clock import now_ns
 from distribcache.config.units import Address
-from distribcache.tiers.breaker import Breaker
+from distribcache.tiers.breaker import Breaker, State
 from distribcache.tiers.resp import MalformedReplyError, Refusal, Replies, Reply, command
 
 __all__ = ["ARRAY", "BULK", "INTEGER", "OK", "Access", "Answer", "Connection", "Lost", "UnusableError", "dial"]
@@ -192,7 +192,8 @@ class Connection(asyncio.Protocol):
             if not future.done():
                 future.set_result(reply)
             if type(reply) is Refusal and reply.code in _SICK:
-                if self._breaker.failed():
+                # While it is tried, whoever tries it judges: not every refusal matters then.
+                if self._breaker.state is State.CLOSED and self._breaker.failed():
                     self.end(*_said(reply))
                     return
             else:

@@ -246,7 +246,7 @@ class DistributedCache:
                 self._packing = digest
                 try:
                     data = await self._pack(digest, record)
-                except CacheError:
+                except Exception:  # noqa: BLE001 - one record that cannot be packed must not end the others
                     self._failures["put_refused"] += 1
                 else:
                     if data is not None and self._is_packing(digest):

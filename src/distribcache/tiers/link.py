@@ -17,6 +17,7 @@ from collections.abc import Callable
 
 from distribcache.clock import now_ns
 from distribcache.config.units import Address
+from distribcache.errors import internal_error
 from distribcache.tiers.breaker import Breaker
 from distribcache.tiers.connection import Access, Connection, UnusableError, dial
 
@@ -65,7 +66,11 @@ class Link:
 
     async def _keep(self) -> None:
         while True:
-            wait = await self._try()
+            try:
+                wait = await self._try()
+            except Exception as error:  # noqa: BLE001 - a failure of ours is a reason, never an end
+                self._say("internal", internal_error(error).message)
+                wait = self.breaker.rest()
             await asyncio.sleep(wait)
 
     async def _try(self) -> float:

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 
 from distribcache.clock import now_ns
 from distribcache.config.units import Address
+from distribcache.errors import internal_error
 from distribcache.tiers.breaker import Breaker
 from distribcache.tiers.connection import ARRAY, Access, Lost, UnusableError, dial
 from distribcache.tiers.link import UNTRIED, Link
@@ -158,7 +159,10 @@ class Mesh:
         while True:
             began = now_ns()
             self._doubt.clear()
-            found = await self._look()
+            try:
+                found = await self._look()
+            except Exception as error:  # noqa: BLE001 - a failure of ours is a reason, never an end
+                found, self._failed_look = None, ("internal", internal_error(error).message)
             if found is not None and found != self._topology:
                 gap = _LEAST_GAP_S
                 self._take(found)
