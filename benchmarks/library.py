@@ -1,8 +1,7 @@
 """What a hit costs in the library: ``get`` and ``fetch`` of 1, 4 and 64 KiB, beside cashews' memory and a dict.
 
-``python benchmarks/library.py [--rounds N] [--json]`` starts a PostgreSQL of its own. All targets take turns inside every
-round, and a figure is the median of its rounds: microseconds per call, and its ratio to the same read from PostgreSQL or,
-for ``get``, to the dict.
+``python benchmarks/library.py [--rounds N] [--json]`` starts a PostgreSQL of its own. All targets take turns in slices
+of a few milliseconds inside every round; a figure is the median of all slices, in microseconds per call.
 
 * *dict*: ``d[key]`` in a coroutine, which is what any asynchronous cache pays at least.
 * *cashews*: its memory backend; it gives back the very object that was stored, ours builds rows or slices bytes anew.
@@ -32,27 +31,29 @@ from distribcache.cli.postgres import Postgres
 
 SIZES = (1, 4, 64)
 ROWS = 16
+SLICE_S = 0.004
 TEXT = "SELECT id, body FROM page WHERE size = $1 ORDER BY id"
 
 Call = Callable[[], Awaitable[Any]]
 
 
-async def measure(calls: dict[str, Call], seconds: float) -> dict[str, float]:
-    """Microseconds per call, the targets one after the other."""
-    found = {}
-    for name, call in calls.items():
-        for _ in range(3):
+async def measure(calls: dict[str, Call], slices: int) -> dict[str, list[float]]:
+    """Microseconds per call, the targets in turns of a few milliseconds each."""
+    found: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(slices):
+        for name, call in calls.items():
             await call()
-        number, began = 0, time.perf_counter()
-        while time.perf_counter() - began < seconds:
-            for _ in range(20):
-                await call()
-            number += 20
-        found[name] = (time.perf_counter() - began) / number * 1e6
+            number, began = 0, time.perf_counter()
+            while time.perf_counter() - began < SLICE_S:
+                for _ in range(10):
+                    await call()
+                number += 10
+            found[name].append((time.perf_counter() - began) / number * 1e6)
+            await asyncio.sleep(0)
     return found
 
 
-async def run(rounds: int, seconds: float) -> dict[str, dict[str, float]]:
+async def run(rounds: int, slices: int) -> dict[str, dict[str, float]]:
     with Postgres(options={"autovacuum": "off"}) as server:
         with psycopg.connect(server.conninfo(), autocommit=True) as connection:
             connection.execute("CREATE TABLE page (id serial PRIMARY KEY, size int, body text)")
@@ -73,8 +74,8 @@ async def run(rounds: int, seconds: float) -> dict[str, dict[str, float]]:
                     for size in SIZES:
                         calls = await targets(cache, pool, single, psy, size)
                         gc.collect()
-                        for name, value in (await measure(calls, seconds)).items():
-                            results.setdefault(f"{size} KiB", {}).setdefault(name, []).append(value)
+                        for name, value in (await measure(calls, slices)).items():
+                            results.setdefault(f"{size} KiB", {}).setdefault(name, []).extend(value)
             await psy.close()
             pool.terminate()
     return {
@@ -133,10 +134,10 @@ async def targets(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=0.2)
+    parser.add_argument("--slices", type=int, default=20)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    found = uvloop.run(run(arguments.rounds, arguments.seconds))
+    found = uvloop.run(run(arguments.rounds, arguments.slices))
     if arguments.json:
         print(json.dumps(found, indent=1))
         return

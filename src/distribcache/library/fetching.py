@@ -149,10 +149,7 @@ class Fetching:
     def _read(self, session: Session, question: Question, wish: Wish, arrival: int) -> Steps[Result]:
         keeper = self._keeper
         keeper.reads += 1
-        reason = keeper.why_not() or session.why_not() or ("" if keeper.coherence.name else "no_upstream")
-        reason = reason or ("" if _READ.match(question.text) else "not_a_read")
-        request, unkeyed = (b"", "") if reason else _request(question)
-        reason = reason or unkeyed
+        request, reason = self._may(session, question)
         if reason:
             return (yield from self._pass(session, question, Outcome("bypass", reason=reason)))
         joined = waited = False
@@ -211,6 +208,13 @@ class Fetching:
                     keeper.land(key, flight)
         return (yield from self._pass(session, question, Outcome("bypass", reason="scope_unsettled")))
 
+    def _may(self, session: Session, question: Question) -> tuple[bytes, str]:
+        """The statement as part of a key; or why nothing more needs to be asked about it."""
+        keeper = self._keeper
+        reason = keeper.why_not() or session.why_not() or ("" if keeper.coherence.name else "no_upstream")
+        reason = reason or ("" if _READ.match(question.text) else "not_a_read")
+        return (b"", reason) if reason else _request(question)
+
     def _known(self, session: Session) -> Steps[tuple[Known | str, bool]]:
         """The scope, or a reason; and whether the very connection was asked that will be used."""
         if session.pool is None:
@@ -239,6 +243,8 @@ class Fetching:
             self._keeper.failures[type(error).__name__] += 1
             return "scope_query_failed"
         known = self._scopes.read(answer, session.pid, coherence, extra, asked_under)
+        if not session.passes and isinstance(known, Known) and not known.scope.read_committed:
+            return "isolation"  # the statements around this one are to see what it sees
         if session.pool is not None:
             standing = self._standing(session.pool)
             if isinstance(known, str):

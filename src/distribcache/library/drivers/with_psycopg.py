@@ -136,7 +136,9 @@ class _Session:
 
     def bound(self, question: Question) -> Bound:
         transformer = Transformer(self._connection)
-        oids, formats, values = [], [], []
+        oids: list[int] = []
+        formats: list[int] = []
+        values: list[bytes | None] = []
         for each in question.args:
             if each is None:
                 oids.append(0)

@@ -1,0 +1,1 @@
+"""How frameworks read through the cache: one module per framework, imported by its users only."""
