@@ -127,6 +127,48 @@ async def test_a_server_that_hangs_costs_a_few_deadlines(
 
 
 @faults
+async def test_the_deadline_holds_from_the_first_question_on(make_tier: MakeTier, make_valkey: MakeValkey) -> None:
+    """Connecting may take longer than a question; that must not become the deadline of the first ones."""
+    server = make_valkey()
+    tier = await make_tier(server, **{**QUICK, "deadline": 0.1, "connect_timeout": 30.0})
+    os.kill(server.pid, signal.SIGSTOP)
+    try:
+        began = time.monotonic()
+        assert await tier.get(digest(1)) is None
+        assert time.monotonic() - began < 15.0
+        assert failures(tier) == {"deadline": 1}
+    finally:
+        os.kill(server.pid, signal.SIGCONT)
+
+
+@kept_and_muted
+@faults
+async def test_a_line_that_is_full_is_no_server_that_is_sick(
+    make_tier: MakeTier, make_valkey: MakeValkey, muted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many large replies at once: those who wait for the last ones miss. Muted, each of them counts as a failure."""
+    if muted:
+        monkeypatch.setattr(Connection, "_is_answering", lambda self, now: False)
+    server = make_valkey()
+    with Relay(server.port) as relay:
+        tier = await make_tier(f"127.0.0.1:{relay.port}", password=server.password, **{**QUICK, "deadline": 1.0})
+        for number in range(60):
+            tier.put(digest(number), record(os.urandom(200_000)))
+        assert await tier.flush(20.0)
+        relay.delay = 0.02
+        found = await asyncio.gather(*(tier.get(digest(number)) for number in range(60)))
+        assert 0 < sum(each is not None for each in found) < 60, failures(tier)
+        assert (failures(tier).get("lost", 0) > 0) is muted, failures(tier)
+        assert (tier.stats().reason == "slow") is muted
+        relay.delay = 0.0
+
+        async def back() -> bool:
+            return await tier.get(digest(1)) is not None
+
+        await until_true(back, lambda: str(tier.stats()))
+
+
+@faults
 async def test_many_who_wait_for_a_hung_server_wait_once(make_tier: MakeTier, make_valkey: MakeValkey) -> None:
     """Those who asked at the same time are released together, by the first few that are late."""
     server = make_valkey()

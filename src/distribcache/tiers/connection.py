@@ -13,7 +13,9 @@ Rules:
    at it, instead of one per question.
 5. When the loop itself was held up, questions may still lie here and replies unread in the socket: the timer then lets
    the loop send and read first, for a quarter of the deadline.
-6. Questions of one turn of the loop leave in one write. A server that does not read is asked no more.
+6. Questions that are late together, while others were answered in time, are one failure to the breaker: large replies
+   in a row fill the line, which says nothing of the server.
+7. Questions of one turn of the loop leave in one write. A server that does not read is asked no more.
 
 ``dial`` opens a connection and makes sure that it is of use: it logs in and asks one trial question.
 """
@@ -97,6 +99,7 @@ class Connection(asyncio.Protocol):
         """Called at once when it ends: whoever asks next must not find it any more."""
         self.answered = 0
         """Replies in time."""
+        self._answered_at = 0
         self._loop = loop
         self._breaker = breaker
         self._high_water = high_water
@@ -153,6 +156,7 @@ class Connection(asyncio.Protocol):
             self._look_at(now + grace, grace)
             return
         waiting = self._waiting
+        is_counted = True
         while self._late < len(waiting) and not self.why:
             future, due, _ = waiting[self._late]
             if due > now:
@@ -161,8 +165,13 @@ class Connection(asyncio.Protocol):
             self._late += 1
             if not future.done():
                 future.set_result(Lost.LATE)
-            if self._breaker.failed():
+            if is_counted and self._breaker.failed():
                 self.end(*_SLOW)
+            is_counted = is_counted and not self._is_answering(now)
+
+    def _is_answering(self, now: int) -> bool:
+        """Did a reply come in time, not longer ago than a question may take?"""
+        return now - self._answered_at < self._deadline_ns
 
     # -- hearing -------------------------------------------------------------------------------------------------
 
@@ -201,6 +210,7 @@ class Connection(asyncio.Protocol):
                 self.answered += 1
         if worked:
             self._breaker.worked()
+            self._answered_at = now_ns()
 
     # -- beginning and ending ------------------------------------------------------------------------------------
 

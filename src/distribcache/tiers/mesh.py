@@ -121,6 +121,9 @@ class Mesh:
                 notes.append(f"{SLOTS - topology.covered} of {SLOTS} slots have no owner")
         if 0 < self.healthy < len(self.peers) and all(peer.reads.reason != UNTRIED[0] for peer in self.peers.values()):
             notes.append(f"{len(self.peers) - self.healthy} of {len(self.peers)} servers cannot be asked")
+        unwritable = sum(not each.writes.connection for each in self.peers.values() if each.reads.connection)
+        if unwritable and all(peer.writes.reason != UNTRIED[0] for peer in self.peers.values()):
+            notes.append(f"{unwritable} of {len(self.peers)} servers cannot be written")
         return "; ".join(notes)
 
     # -- life ----------------------------------------------------------------------------------------------------
