@@ -44,8 +44,6 @@ class QueryFingerprint:
     key: bytes = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.param_hash, bytes):
-            object.__setattr__(self, "param_hash", str(self.param_hash).encode())
         object.__setattr__(self, "tables", tuple(self.tables))
         object.__setattr__(
             self, "key", _digest(self.template.encode(), self.param_hash, *(table.encode() for table in self.tables))

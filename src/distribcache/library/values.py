@@ -67,7 +67,8 @@ def _datetime_out(value: datetime) -> list[Any]:
 
 
 def _datetime_in(value: list[Any]) -> datetime:
-    return datetime(*value[:7], tzinfo=_zone_in(value[7]), fold=value[8])
+    found = datetime(*value[:7])  # noqa: DTZ001 - its zone comes next
+    return found.replace(tzinfo=_zone_in(value[7]), fold=value[8])
 
 
 def _time_out(value: time) -> list[Any]:
@@ -75,7 +76,7 @@ def _time_out(value: time) -> list[Any]:
 
 
 def _time_in(value: list[Any]) -> time:
-    return time(*value[:4], tzinfo=_zone_in(value[4]), fold=value[5])
+    return time(*value[:4]).replace(tzinfo=_zone_in(value[4]), fold=value[5])
 
 
 def _range_out(value: Range[Any]) -> list[Any]:
