@@ -27,8 +27,9 @@ from wait import until
 from distribcache.tiers import keeper as keeper_module
 from distribcache.tiers import place as place_module
 from distribcache.tiers.keeper import Keeper
+from distribcache.tiers.outcomes import BrokenError
 from distribcache.tiers.pages import flaw
-from distribcache.tiers.shelf import BrokenError, Shelf
+from distribcache.tiers.shelf import Shelf
 from distribcache.tiers.warm import WarmCache
 
 KILLS = int(os.environ.get("WARM_KILLS", "10"))
@@ -484,6 +485,7 @@ def test_a_second_process_does_not_join_half_of_the_files(
     with child("churn", path, 1) as first:
         assert line(first) == "on"
         first.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, first.pid, os.WSTOPPED | os.WNOWAIT)
         before = (path / "data.mdb").stat().st_ino
         (path / "lock.mdb").unlink()
         with warm(path, size=SIZE) as cache:

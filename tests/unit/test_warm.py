@@ -24,9 +24,10 @@ from distribcache.errors import ConfigError
 from distribcache.tiers import place as place_module
 from distribcache.tiers import warm as warm_module
 from distribcache.tiers.base import Cause
+from distribcache.tiers.outcomes import Drop
 from distribcache.tiers.queue import Queue, weight
-from distribcache.tiers.shelf import Drop, Shelf
-from distribcache.tiers.warm import WarmCache
+from distribcache.tiers.shelf import Shelf
+from distribcache.tiers.warm import INLINE, Large, WarmCache
 
 CHILD = Path(warmchild.__file__)
 
@@ -59,6 +60,11 @@ def found(cache: WarmCache, numbers: range, size: int = 3000) -> int:
     there = [(number, got) for number in numbers if (got := cache.get(digest(number))) is not None]
     assert all(got == record(noise(number, size), mark=number) for number, got in there)
     return len(there)
+
+
+def passes(wall: Wall, seconds: float) -> bool:
+    wall.now += seconds
+    return True
 
 
 def raw(cache: WarmCache, act: Callable[[Any, lmdb.Transaction], object]) -> None:
@@ -285,6 +291,60 @@ def test_a_waiting_record_weighs_what_it_takes() -> None:
         queue.clear()
 
 
+# What is large.
+
+
+def test_a_large_record_is_not_read_by_an_event_loop(tmp_path: Path) -> None:
+    small, large = record(noise(1, INLINE - 1000)), record(noise(2, INLINE + 1000))
+    with warm(tmp_path / "l2") as cache:
+        for number, given in ((1, small), (2, large)):
+            assert cache.put(digest(number), given)
+            assert cache.find(digest(number)) == given  # it is in memory yet
+        assert cache.flush()
+        before = cache.stats()
+        assert cache.find(digest(1)) == small
+        assert cache.find(digest(2)) is Large.LARGE
+        assert cache.find(digest(3)) is None
+        assert cache.get(digest(2)) == large
+        stats = cache.stats()
+        assert (stats.hits - before.hits, stats.misses - before.misses) == (2, 1)
+
+
+def test_look_ups_of_many_threads_while_it_closes_and_opens(tmp_path: Path) -> None:
+    """Nobody touches an environment that is closed: the process would end."""
+    given = {number: record(noise(number, 100_000), mark=number) for number in range(10)}
+    wall = Wall()
+    with warm(tmp_path / "l2", wall) as cache:
+        for number, one in given.items():
+            cache.put(digest(number), one)
+        assert cache.flush()
+        done, wrong, hits = threading.Event(), [], []
+
+        def read() -> None:
+            while not done.is_set():
+                for number, one in given.items():
+                    got = cache.get(digest(number))
+                    if got is not None and got != one:
+                        wrong.append(number)
+                    elif got is not None:
+                        hits.append(number)
+
+        threads = [threading.Thread(target=read) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        try:
+            for turn in range(10):
+                cache._keeper.give_up(warm_module.BrokenError("io_error", "as if", anew=False))
+                until(lambda turn=turn: cache.stats().failures.get("io_error") == turn + 1, "off")
+                until(lambda: passes(wall, 100) and not cache.reason, "on")
+        finally:
+            done.set()
+            for thread in threads:
+                thread.join()
+        assert not wrong
+        assert hits
+
+
 # What expires.
 
 
@@ -323,7 +383,7 @@ def test_dropping_an_expired_record_spares_the_one_that_replaced_it(tmp_path: Pa
     with warm(tmp_path / "l2") as cache:
         fill(cache, range(1))
         first = cache._keeper.shelf.get(digest(0))
-        assert first is not None
+        assert isinstance(first, tuple)
         fill(cache, range(1))
         cache._queue.drop(digest(0), Drop(Cause.EXPIRED, first[0]))
         assert cache.flush()

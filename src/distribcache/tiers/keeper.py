@@ -20,9 +20,10 @@ from distribcache.config.tiers import WarmTier
 from distribcache.errors import CacheError
 from distribcache.tiers.base import Cause, Digest, Record
 from distribcache.tiers.codec import encode
+from distribcache.tiers.outcomes import BrokenError, Drop, Written
 from distribcache.tiers.place import OffError, Place, code_of
 from distribcache.tiers.queue import Queue
-from distribcache.tiers.shelf import MAX_SHARE, BrokenError, Drop, Shelf, Written
+from distribcache.tiers.shelf import MAX_SHARE, Shelf
 
 __all__ = ["Keeper", "Kept"]
 

@@ -17,7 +17,7 @@ _BUCKETS: Final = (_OCTAVES - _STEPS_BITS + 1) << _STEPS_BITS
 
 
 class Latency:
-    """Not for several threads at once."""
+    """Several threads may add at once; a sample may then be lost."""
 
     __slots__ = ("_counts", "_limit", "count")
 
@@ -45,14 +45,16 @@ class Latency:
 
     def quantile_us(self, share: float) -> float | None:
         """Microseconds that ``share`` (0 to 1) of the look-ups did not exceed; None when there was none."""
-        if not self.count:
-            return None
-        left = share * self.count
-        for bucket, here in enumerate(self._counts):
+        counts = self._counts
+        left = share * sum(counts)
+        found = None
+        for bucket, here in enumerate(counts):
             left -= here
-            if here and left <= 0:
-                return _upper(bucket) / 1000
-        raise AssertionError("the counts add up to the count")
+            if here:
+                found = _upper(bucket) / 1000
+                if left <= 0:
+                    break
+        return found
 
 
 def _upper(bucket: int) -> int:

@@ -16,7 +16,7 @@ from itertools import islice
 from typing import Final
 
 from distribcache.tiers.base import Digest, Record
-from distribcache.tiers.shelf import Drop
+from distribcache.tiers.outcomes import Drop
 
 __all__ = ["Queue", "weight"]
 

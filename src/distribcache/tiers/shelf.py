@@ -18,15 +18,14 @@ Rules:
 4. Reading never waits for writing. A read transaction lasts for one look-up and ends before anything of it is returned.
 5. Nothing is synced: see ``place`` for what that means after a loss of power.
 
-Reading and closing exclude each other by a lock, as a closed environment must not be touched. Writing and closing are
-for one and the same thread.
+Reading is for any thread, and keeps the environment from being closed, as a closed one must not be touched. Writing and
+closing are for one and the same thread.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from struct import Struct
 from typing import Final
@@ -36,9 +35,10 @@ import lmdb
 from distribcache.errors import CacheError
 from distribcache.tiers.base import Cause, Digest, Record
 from distribcache.tiers.codec import decode
-from distribcache.tiers.place import OffError, code_of
+from distribcache.tiers.outcomes import BrokenError, Drop, Large, Totals, UnreadableError, Written, off
+from distribcache.tiers.place import OffError
 
-__all__ = ["MAX_SHARE", "BrokenError", "Drop", "Shelf", "Totals", "UnreadableError", "Written", "off"]
+__all__ = ["MAX_SHARE", "Shelf"]
 
 MAX_SHARE: Final = 8
 """An entry may take at most one in so many of the bytes of the tier."""
@@ -54,75 +54,13 @@ _NODE: Final = 68
 """Bytes of a small entry besides its value: two nodes, two keys and a row of ``order``."""
 
 
-class BrokenError(CacheError):
-    """The environment cannot be used as it is; ``code`` is a stable word, ``anew`` whether the file must go."""
-
-    def __init__(self, code: str, message: str, *, anew: bool) -> None:
-        super().__init__(message, where="l2", hint="the tier opens again by itself")
-        self.code = code
-        self.anew = anew
-
-
-class UnreadableError(CacheError):
-    """The entry under a digest is not what was written; ``sequence`` tells it from one that replaces it."""
-
-    def __init__(self, sequence: bytes, verdict: CacheError) -> None:
-        super().__init__(verdict.message, where="l2", hint="it is dropped, and a miss")
-        self.sequence = sequence
-        self.verdict = verdict
-
-
-@dataclass(frozen=True, slots=True)
-class Drop:
-    """Take away what is under a digest; with ``sequence`` only if it is still that one."""
-
-    cause: Cause
-    sequence: bytes = b""
-
-
-@dataclass(frozen=True, slots=True)
-class Totals:
-    next: int = 0
-    entries: int = 0
-    charged: int = 0
-
-
-@dataclass(slots=True)
-class Written:
-    """What a batch did."""
-
-    puts: int = 0
-    left: dict[Cause, int] = field(default_factory=lambda: dict.fromkeys(Cause, 0))
-    unfit: int = 0
-
-    def add(self, other: Written) -> None:
-        self.puts += other.puts
-        self.unfit += other.unfit
-        for cause, count in other.left.items():
-            self.left[cause] += count
-
-
-# What is wrong with the file itself; everything else goes away by opening it again.
-_DAMAGE: Final = (
-    lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.InvalidError, lmdb.VersionMismatchError, lmdb.IncompatibleError,
-    lmdb.CursorFullError, lmdb.PageFullError, lmdb.NotFoundError, lmdb.KeyExistsError, lmdb.DbsFullError,
-)  # fmt: skip
-
-
-def off(error: lmdb.Error) -> BrokenError:
-    """What an error of LMDB means for the tier."""
-    if isinstance(error, _DAMAGE):
-        return BrokenError("damaged_file", str(error), anew=True)
-    if isinstance(error, lmdb.MapFullError):
-        return BrokenError("map_full", str(error), anew=False)
-    number = getattr(error, "code", 0)
-    return BrokenError(code_of(number) if number > 0 else "io_error", str(error), anew=False)
-
-
 class Shelf:
     """``size``: bytes that may be charged."""
 
-    __slots__ = ("_about", "_entries", "_env", "_lock", "_order", "_page", "at_once", "max_payload", "size")
+    __slots__ = (
+        "_about", "_entries", "_env", "_idle", "_lock", "_order", "_page", "_readers", "at_once", "max_payload",
+        "size",
+    )  # fmt: skip
 
     def __init__(self, size: int, max_payload: int) -> None:
         self.size = size
@@ -130,6 +68,8 @@ class Shelf:
         self.at_once = max(4, min(_AT_ONCE, size // _PER_ENTRY))
         self._env: lmdb.Environment | None = None
         self._lock = threading.Lock()
+        self._idle = threading.Condition(self._lock)
+        self._readers = 0
         self._page = 4096
 
     def open(self, path: Path) -> None:
@@ -174,45 +114,68 @@ class Shelf:
     def is_open(self) -> bool:
         return self._env is not None
 
-    def get(self, digest: Digest) -> tuple[bytes, Record] | None:
-        """The sequence number of an entry, and its record. Raises ``UnreadableError`` and ``BrokenError``."""
-        with self._lock:
-            if self._env is None:
+    def get(self, digest: Digest, most: int | None = None) -> tuple[bytes, Record] | Large | None:
+        """The sequence number of an entry, and its record; ``LARGE`` when more than ``most`` bytes are stored.
+
+        Raises ``UnreadableError`` and ``BrokenError``.
+        """
+        env = self._begin_reading()
+        try:
+            if env is None:
                 return None
-            try:
-                with self._env.begin(self._entries, buffers=True) as txn:
-                    found = txn.get(digest)
-                    if found is None:
-                        return None
-                    sequence = bytes(found[:8])
-                    try:
-                        return sequence, decode(digest, found[8:], max_payload=self.max_payload)
-                    except CacheError as verdict:
-                        raise UnreadableError(sequence, verdict) from verdict
-            except lmdb.Error as error:
-                raise off(error) from error
+            with env.begin(self._entries, buffers=True) as txn:
+                found = txn.get(digest)
+                if found is None:
+                    return None
+                if most is not None and len(found) > most:
+                    return Large.LARGE
+                sequence = bytes(found[:8])
+                try:
+                    return sequence, decode(digest, found[8:], max_payload=self.max_payload)
+                except CacheError as verdict:
+                    raise UnreadableError(sequence, verdict) from verdict
+        except lmdb.Error as error:
+            raise off(error) from error
+        finally:
+            self._end_reading()
 
     def has(self, digest: Digest) -> bool:
         """Raises ``BrokenError``."""
-        with self._lock:
-            if self._env is None:
+        env = self._begin_reading()
+        try:
+            if env is None:
                 return False
-            try:
-                with self._env.begin(self._entries, buffers=True) as txn:
-                    return txn.get(digest) is not None
-            except lmdb.Error as error:
-                raise off(error) from error
+            with env.begin(self._entries, buffers=True) as txn:
+                return txn.get(digest) is not None
+        except lmdb.Error as error:
+            raise off(error) from error
+        finally:
+            self._end_reading()
 
     def totals(self) -> Totals:
         """Of all processes. Raises ``BrokenError``."""
-        with self._lock:
-            if self._env is None:
+        env = self._begin_reading()
+        try:
+            if env is None:
                 return Totals()
-            try:
-                with self._env.begin(buffers=True) as txn:
-                    return self._totals(txn)
-            except lmdb.Error as error:
-                raise off(error) from error
+            with env.begin(buffers=True) as txn:
+                return self._totals(txn)
+        except lmdb.Error as error:
+            raise off(error) from error
+        finally:
+            self._end_reading()
+
+    def _begin_reading(self) -> lmdb.Environment | None:
+        """The environment, which is not closed before ``_end_reading``; None when it is closed already."""
+        with self._lock:
+            self._readers += 1
+            return self._env
+
+    def _end_reading(self) -> None:
+        with self._lock:
+            self._readers -= 1
+            if not self._readers and self._env is None:
+                self._idle.notify_all()
 
     def charge(self, length: int) -> int:
         """Bytes that an encoded record of this length is charged with: rule 1."""
@@ -339,6 +302,7 @@ class Shelf:
         finally:
             with self._lock:
                 self._env = None
+                self._idle.wait_for(lambda: not self._readers)
                 env.close()
 
     @property
