@@ -108,7 +108,7 @@ def test_no_session_can_tell_the_proxy_from_postgresql(make_twins: MakeTwins, st
     print(f"{stream}: {tally.steps} steps, {tally.reads} reads, {tally.hits} hits of {len(tally.hit_texts)} texts")
     assert tally.steps >= STEPS * runs
     assert tally.hits > tally.steps // 10, tally
-    assert len(tally.hit_texts) > 2 * runs, tally.hit_texts
+    assert len(tally.hit_texts) > runs, tally.hit_texts
 
 
 HARM = {
