@@ -9,7 +9,7 @@ ARGS ?=
 WORKERS ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint check docs suites compiled bench bench-writes soak checker nodes twins clean
+.PHONY: help demo test lint check docs suites compiled bench bench-writes bench-tiers soak checker nodes twins kills clean
 
 help:  ## Show the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 24
@@ -45,6 +45,10 @@ bench-writes: $(VENV)/.stamp-dev  ## What writes from outside do: hit ratio at 9
 	@$(BIN)/python benchmarks/commit_lag.py --busy $(ARGS)
 	@$(BIN)/python benchmarks/following.py $(ARGS)
 
+bench-tiers: $(VENV)/.stamp-dev  ## Look-ups in every tier, beside diskcache and cashews, as ratios
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --group bench
+	@$(BIN)/python benchmarks/tiers.py $(ARGS)
+
 # The seeds are others than those of make twins; ARGS are those of the load: make soak ARGS="--minutes 60".
 soak: $(VENV)/.stamp-dev  ## Five minutes of mixed load, memory and descriptors flat; then 45,000 steps of twin sessions
 	@$(BIN)/python benchmarks/soak.py $(ARGS)
@@ -58,6 +62,9 @@ nodes: $(VENV)/.stamp-dev  ## Two nodes on one Valkey cluster, five minutes of f
 
 twins: $(VENV)/.stamp-dev  ## Random sessions played directly and through the proxy: 45,000 steps, no difference
 	@TWIN_SEEDS=$${TWIN_SEEDS:-1-100} $(BIN)/python -m pytest tests/property/test_sessions_model.py -s -k no_session $(ARGS)
+
+kills: $(VENV)/.stamp-dev  ## Kill writers of the warm tier at 50 random moments, and damage 400 of its files
+	@WARM_KILLS=50 WARM_DAMAGE=400 $(BIN)/python -m pytest tests/faults/test_warm_faults.py -k "killed or damaged" $(ARGS)
 
 clean:  ## Remove the virtual environment and all caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist
