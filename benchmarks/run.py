@@ -34,14 +34,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import psycopg
 from benchmarks import servers
 from benchmarks.report import machine, tables, write_section
-from benchmarks.workloads import COMPILED, WORKLOADS, Measured, Workload, read_report
+from benchmarks.workloads import COMPILED, WORKERS, WORKLOADS, Measured, Workload, read_report
 
 from distribcache.cli.postgres import Postgres
 
 SERVER = {"max_connections": "1400", "shared_buffers": "512MB", "fsync": "on", "full_page_writes": "on",
           "max_wal_size": "4GB", "checkpoint_timeout": "1h", "autovacuum": "off"}
 MANY = 100
-OURS = ("distribcache", COMPILED)
+OURS = ("distribcache", COMPILED, WORKERS)
 HITS, MISSES = "hits_total", "misses_total"
 
 
@@ -88,6 +88,8 @@ class Bench:
         self.ports["direct"] = self.server.port
         for name in (name for name in OURS if name in wanted):
             arguments, env = shlex.split(self.asked.serve_args), {}
+            if name == WORKERS:
+                arguments += ["--workers", "2"]
             if name == COMPILED:
                 try:
                     env["PYTHONPATH"] = str(servers.compiled_package(self.work))

@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-__all__ = ["COMPILED", "WORKLOADS", "Measured", "Workload", "read_report"]
+__all__ = ["COMPILED", "WORKERS", "WORKLOADS", "Measured", "Workload", "read_report"]
 
 _POINT = "\\set aid random(1, 1000)\nSELECT abalance FROM pgbench_accounts WHERE aid = :aid;\n"
 _MISS_KEYS = "\\set aid random(1, 100000 * {scale})\nSELECT abalance FROM pgbench_accounts WHERE aid = :aid;\n"
@@ -42,9 +42,11 @@ class Workload:
 
 
 COMPILED = "distribcache-compiled"
-ALL = ("direct", "distribcache", COMPILED, "pgbouncer", "pgpool", "canned")
-PROXIES = ("direct", "distribcache", COMPILED, "pgbouncer", "pgpool")
-OURS = ("direct", "distribcache", COMPILED, "pgbouncer")
+WORKERS = "distribcache-workers"
+"""With two processes that serve clients."""
+ALL = ("direct", "distribcache", COMPILED, WORKERS, "pgbouncer", "pgpool", "canned")
+PROXIES = ("direct", "distribcache", COMPILED, WORKERS, "pgbouncer", "pgpool")
+OURS = ("direct", "distribcache", COMPILED, WORKERS, "pgbouncer")
 
 WORKLOADS: dict[str, Workload] = {
     w.name: w

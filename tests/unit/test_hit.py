@@ -244,4 +244,5 @@ def test_a_client_that_does_not_read_stops_the_hits() -> None:
     ],
 )
 def test_valid(changed: dict[str, object], is_valid: bool) -> None:
-    assert valid(entry(**changed), World().hot.words, 40.0) is is_valid
+    hot = World().hot
+    assert valid(entry(**changed), hot.words, 40.0, hot.head) is is_valid

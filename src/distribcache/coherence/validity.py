@@ -15,13 +15,12 @@ from distribcache.entry import Entry
 __all__ = ["valid"]
 
 
-def valid(entry: Entry, words: memoryview, now: float, head: memoryview | None = None) -> bool:
+def valid(entry: Entry, words: memoryview, now: float, head: memoryview) -> bool:
     """R1 and the entry's own end: is this entry still what the database would answer?"""
     fill = entry[1]
-    if entry[5] < now or words[SCHEMA] > entry[2] or fill > (words if head is None else head)[W]:
+    if entry[5] < now or words[SCHEMA] > entry[2] or fill > head[W]:
         return False
     for slot in entry[3]:
         if words[slot] > fill:
             return False
-    same: bool = entry[4] == words[EPOCH]
-    return same
+    return entry[4] == words[EPOCH]

@@ -124,8 +124,7 @@ def serve(data: bytes, pos: int, hot: Hot) -> int:
         not hot.eventual and (fresh_at < words[FLOORS] or fresh_at < hot.notified)
     ):
         return pos
-    floors = hot.floors
-    if floors is not None and fresh_at < max(floors):
+    if (floors := hot.floors) is not None and fresh_at < max(floors):
         return pos
     if words[EPOCH] != hot.epoch or words[SCHEMA] != hot.schema:
         return pos
