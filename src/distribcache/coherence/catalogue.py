@@ -66,6 +66,10 @@ class Catalogue:
                 await self._rows(PREPARE_SQL)
             self._prepared = True
 
+    def forget(self) -> None:
+        """Nobody has kept the map of the last look: the next one shows it again."""
+        self._map_parts = ()
+
     async def ask(self, sql: str, params: Sequence[object] = ()) -> list[tuple[Any, ...]]:
         """Rows of one question with psycopg's ``%s`` parameters. Raises UpstreamError."""
         try:

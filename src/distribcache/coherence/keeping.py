@@ -60,6 +60,7 @@ _SHARE: Final = 20
 _HURRY_NS: Final = 250_000_000
 _BUSY_S: Final = 5.0
 _LAST_S: Final = 5.0
+_TRIES: Final = 3
 _DENSE_AT_ONCE: Final = 2000
 _PIECES_AT_ONCE: Final = 8
 _REST_S: Final = 0.0005
@@ -157,6 +158,7 @@ class Keeping:
             kept = await self._find(link, link.identity, first=first)
         except _AnewError as refusal:
             self.why = refusal.code
+            link.catalogue.forget()
             await self._begin_anew(link, link.identity)
             self._spent = True
             if self.why != "temporary_slot" or (first and (self._file.directory / "data.mdb").exists()):
@@ -312,12 +314,21 @@ class Keeping:
             self._task = asyncio.get_running_loop().create_task(self._save())
 
     async def finish(self) -> None:
-        """The last state of this process; not for longer than a few seconds."""
-        if self._task is not None:
-            await asyncio.wait({self._task}, timeout=_LAST_S)
-        if self._used is not None and _is_savable(self._coverage) and self._mark(self._coverage) != self._saved:
-            task = asyncio.get_running_loop().create_task(self._save())
-            await asyncio.wait({task}, timeout=_LAST_S)
+        """The last state of this process; not for longer than a few seconds.
+
+        A look at the catalogue may be pending: workers that end raise an alarm.
+        """
+        until, tries = now_ns() + int(_LAST_S * 1e9), 0
+        while self._used is not None and now_ns() < until:
+            if self._task is not None:
+                await asyncio.wait({self._task}, timeout=_LAST_S)
+            elif not _is_savable(self._coverage):
+                await asyncio.sleep(0.02)
+            elif self._mark(self._coverage) == self._saved or tries == _TRIES:
+                return
+            else:
+                tries += 1
+                self._task = asyncio.get_running_loop().create_task(self._save())
 
     def close(self) -> None:
         """The database is left: others may have it; and whoever comes back may go on."""
