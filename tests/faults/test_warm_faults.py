@@ -212,6 +212,19 @@ def test_a_clock_that_was_set_back_does_not_keep_it_off(tmp_path: Path) -> None:
         until(lambda: not cache.reason, "on again")
 
 
+def test_what_nobody_foresaw_turns_it_off_and_it_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wall = Wall()
+    with warm(tmp_path / "l2", wall) as cache:
+        with monkeypatch.context() as patch:
+            patch.setattr(Shelf, "write", lambda *_: 1 / 0)
+            cache.put(digest(1), record())
+            assert not cache.flush()
+            assert cache.reason == "internal_error"
+            assert "ZeroDivisionError" in cache.stats().detail
+        comes_back(cache, wall)
+        assert works(cache)
+
+
 # The map.
 
 

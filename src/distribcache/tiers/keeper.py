@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from distribcache.config.tiers import WarmTier
-from distribcache.errors import CacheError
+from distribcache.errors import CacheError, internal_error
 from distribcache.tiers.base import Cause, Digest, Record
 from distribcache.tiers.codec import encode
 from distribcache.tiers.outcomes import BrokenError, Drop, Written
@@ -165,7 +165,7 @@ class Keeper:
                     if not ticks % _READERS_EVERY:
                         self.shelf.forget_killed_readers()
                     self.used = self.shelf.totals().charged
-            except (CacheError, OSError) as error:
+            except Exception as error:  # noqa: BLE001 - whatever it is, the tier goes off, and nothing else does
                 self._fail(error)
         self._finish()
 
@@ -180,7 +180,7 @@ class Keeper:
 
     def _enter(self) -> None:
         """Open, do what had to wait, and be on."""
-        self.place.enter(self._rest)
+        self.place.enter(self.shelf.file_size, self._rest)
         if self._needed and (code := self.place.lack_of_room(self._needed)):
             raise OffError(code, "there is still no room for what failed", where=str(self._path))
         try:
@@ -245,12 +245,14 @@ class Keeper:
         self.used = self.shelf.totals().charged
         self.queue.written()
 
-    def _fail(self, error: CacheError | OSError) -> None:
+    def _fail(self, error: Exception) -> None:
         """Off, and until when."""
         if isinstance(error, OSError):
             code, detail = code_of(error.errno), error.strerror or ""
-        else:
+        elif isinstance(error, CacheError):
             code, detail = getattr(error, "code", "io_error"), error.message
+        else:
+            code, detail = "internal_error", internal_error(error).message
         if code == "io_error" and self._needed:
             # LMDB says so of a write that was cut short, as the first one on a full disk is.
             code = self.place.lack_of_room(self._needed) or code
@@ -278,7 +280,7 @@ class Keeper:
         try:
             while self.shelf.is_open and self._broken is None and self.queue.has_work:
                 self._work()
-        except (CacheError, OSError) as error:
+        except Exception as error:  # noqa: BLE001 - as above
             self._fail(error)
         self._set_off("closed", "it was closed")
         last = False

@@ -17,6 +17,7 @@ by the last user to leave after a sync, with inode, size and time of the data). 
 2. Open, in this boot: the last user was killed, the page cache has all it wrote. The file is walked (``pages.flaw``).
 3. Open, in an earlier boot or one that cannot be told: begun anew. So is everything without a seal that can be read.
 4. Somebody else is using the files: they are as good as they were for him.
+5. Files of LMDB do not shrink: one that is larger than it may become now is begun anew.
 
 Begun anew means unlinked, never overwritten: whoever has the old files mapped keeps them, and notices (``is_there``).
 ``data.mdb`` goes first: other data under an old lock is harmless, one file under two locks is not.
@@ -98,11 +99,11 @@ class Place:
         if self.path.exists() and not self.path.is_dir():
             raise ConfigError("not a directory", where=f"l2.path = {self.path}", hint="name a directory of its own")
 
-    def enter(self, rest: Callable[[], object] = lambda: None) -> None:
+    def enter(self, most: int, rest: Callable[[], object] = lambda: None) -> None:
         """Look at what is there, and throw it away if it is not to be trusted. ``settle`` must follow, or ``leave``.
 
-        Raises ``OffError`` when the directory cannot be used now. ``rest`` is called every now and then while others
-        are waited for or pages are walked; what it raises ends that.
+        ``most``: bytes that the data may take. ``rest`` is called now and then while others are waited for, or pages
+        are walked; what it raises ends that. Raises ``OffError`` when the directory cannot be used now.
         """
         self.anew = ""
         try:
@@ -116,7 +117,7 @@ class Place:
                 raise OffError("busy", "another process is opening or closing it", where=str(self.path))
             self._users = os.open(self.path / "users", _OPEN, 0o600)
             if _try_lock(self._users, fcntl.LOCK_EX):
-                self._judge(rest)
+                self._judge(most, rest)
                 self._write_seal(closed=False)
             else:
                 if not _try_lock(self._users, fcntl.LOCK_SH):
@@ -200,7 +201,7 @@ class Place:
         if found.st_mode & _OTHERS_WRITE:
             raise OffError("unsafe_directory", "others can write to the directory", where=str(self.path), hint=hint)
 
-    def _judge(self, rest: Callable[[], object]) -> None:
+    def _judge(self, most: int, rest: Callable[[], object]) -> None:
         try:
             found = self.data.lstat()
         except FileNotFoundError:
@@ -208,6 +209,9 @@ class Place:
             return
         if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & _OTHERS_WRITE:
             self.sweep("the file could have been written by others")
+            return
+        if found.st_size > most:
+            self.sweep("the file is larger than it may be since the size was lowered, and does not shrink")
             return
         seal = os.pread(self._users, _SEAL.size + 1, 0)
         if len(seal) != _SEAL.size or not seal.startswith(_SEAL_MAGIC):

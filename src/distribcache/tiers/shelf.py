@@ -77,7 +77,7 @@ class Shelf:
         env = None
         try:
             env = lmdb.open(
-                str(path), map_size=self.size * 3 // 2 + _SLACK_PAGES * 4096, mode=0o600, max_dbs=3, sync=False,
+                str(path), map_size=self.file_size, mode=0o600, max_dbs=3, sync=False,
                 metasync=False, writemap=False, readahead=False, max_spare_txns=1,
             )  # fmt: skip
             env.reader_check()
@@ -109,6 +109,11 @@ class Shelf:
             raise BrokenError("damaged_file", "the file is of another format", anew=True)
         elif counts != [Totals(*_TOTALS.unpack(totals)).entries] * 2:
             raise BrokenError("damaged_file", "the trees of the file do not agree", anew=True)
+
+    @property
+    def file_size(self) -> int:
+        """Bytes that the file may take."""
+        return self.size * 3 // 2 + _SLACK_PAGES * 4096
 
     @property
     def is_open(self) -> bool:
