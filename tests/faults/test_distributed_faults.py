@@ -168,6 +168,33 @@ async def test_a_line_that_is_full_is_no_server_that_is_sick(
         await until_true(back, lambda: str(tier.stats()))
 
 
+@kept_and_muted
+@faults
+async def test_large_entries_on_their_way_out_make_no_question_late(
+    make_tier: MakeTier, make_valkey: MakeValkey, muted: bool
+) -> None:
+    """Muted, what is written goes the way of the questions."""
+    server = make_valkey()
+    with Relay(server.port) as relay:
+        settings = {**QUICK, "deadline": 1.0, "connect_timeout": 10.0}
+        tier = await make_tier(f"127.0.0.1:{relay.port}", password=server.password, **settings)
+        await filled(tier, 5)
+        assert tier._mesh is not None
+        (peer,) = tier._mesh.peers.values()
+        own = peer.writes
+        if muted:
+            peer.writes = peer.reads
+        relay.delay = 0.05
+        for number in range(100, 116):
+            assert tier.put(digest(number), record(os.urandom(1 << 20)))
+        await until_true(lambda: tier._unanswered > 3 << 20, "it is on its way")
+        found = await tier.get(digest(1))
+        assert (found is not None) is not muted, failures(tier)
+        relay.delay = 0.0
+        peer.writes = own
+        await tier.flush(30.0)
+
+
 @faults
 async def test_many_who_wait_for_a_hung_server_wait_once(make_tier: MakeTier, make_valkey: MakeValkey) -> None:
     """Those who asked at the same time are released together, by the first few that are late."""
