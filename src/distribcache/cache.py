@@ -32,7 +32,18 @@ from typing import Any, Final, Self, TypeVar
 from distribcache.clock import now_ns
 from distribcache.config.units import parse_duration
 from distribcache.entry import EPOCH, EXPIRES, TOUCHED, Entry, make_entry
-from distribcache.errors import ConfigError, ExpiredError, InvalidationError, MissError, TooLargeError
+from distribcache.errors import (
+    ConfigError,
+    ExpiredError,
+    InvalidationError,
+    MissError,
+    NetworkError,
+    PeerNotFoundError,
+    StorageError,
+    TierUnavailableError,
+    TooLargeError,
+)
+from distribcache.library.below import Below
 from distribcache.library.config import DistribCacheConfig
 from distribcache.library.dependence import qualified, relations
 from distribcache.library.drivers import session_of
@@ -46,7 +57,7 @@ from distribcache.library.record import CacheEntry, Kept, payload_of
 from distribcache.library.rows import Row
 from distribcache.library.steps import Steps, block, go
 from distribcache.query import Consistency, QueryContext, WorkloadType
-from distribcache.tiers.base import Cause, Key
+from distribcache.tiers.base import Cause, Key, TierStats
 
 __all__ = ["CacheEntry", "DistribCache", "DistribCacheConfig", "QueryContext", "QueryFingerprint", "Row"]
 
@@ -78,6 +89,7 @@ class DistribCache:
         self._keeper = Keeper(self.config.settings, log, self._left)
         self._keeper.on_tick = self._heat.gather
         self._fetching = Fetching(self._keeper, self._tally, self._heat)
+        self._below = Below(self._keeper)
         self._memos = Memos(self._keeper, self._tally, self._heat)
         self._heat.kept = self._entries = self._keeper.entries
         self._clock = self._keeper.clock
@@ -234,7 +246,7 @@ class DistribCache:
 
     async def invalidate(self, fingerprint: QueryFingerprint, context: QueryContext | None = None) -> bool:
         """Drop what is stored for that query, and what is being made of it; was there something?"""
-        return await go(self._keeper.ask(self._keeper.forget(_key(fingerprint, context)), False))
+        return await go(self._keeper.ask(self._below.forget(_key(fingerprint, context)), False))
 
     async def invalidate_table(self, table: str) -> int:
         """Drop everything in memory that was made of this table, and what is being made of it; how much was there.
@@ -243,6 +255,24 @@ class DistribCache:
         """
         schema, name = qualified(table)
         return await go(self._keeper.ask(self._forget_tables(table, f"{schema}.{name}"), 0))
+
+    def tier_or_raise(self, name: str) -> TierStats:
+        """A reading of ``L1``, ``L2`` or ``L3``; raises TierUnavailableError for one that is off: StorageError when its
+        disk is the reason, PeerNotFoundError when it has found no server, NetworkError when none of them answers.
+        """
+        stats = self.stats().tiers.get(name.upper())
+        if stats is None:
+            key = {"L2": "l2.path", "L3": "l3.peers"}.get(name.upper(), "")
+            raise TierUnavailableError(f"there is no tier {name}", where=key, hint="set it" if key else "L1, L2 or L3")
+        if name.upper() == "L2" and stats.reason:
+            raise StorageError(f"L2 is off: {stats.reason}", where="l2.path", hint=stats.detail or "see the log")
+        if name.upper() == "L3" and not stats.healthy_peers:
+            kind = NetworkError if stats.peers else PeerNotFoundError
+            raise kind(
+                f"L3 has {stats.peers} servers, none of which answers", where="l3.peers",
+                hint=stats.detail or stats.reason or "check the addresses",
+            )
+        return stats
 
     # -- functions
 
@@ -355,6 +385,12 @@ class DistribCache:
                 return self._hit(key, entry, fingerprint)
             if entry is None or not (yield from keeper.wait_fresh(floor)):
                 break
+        if (yield from keeper.ask(self._below.rise(key), None)) is not None:
+            floor = keeper.floor(None, now_ns())
+            fresh = keeper.fresh(floor)
+            entry = keeper.find(key)
+            if entry is not None and (fresh or entry[EPOCH] == TIMELESS):
+                return self._hit(key, entry, fingerprint)
         self._tally.misses["absent"] += 1
         tables, workload = ",".join(fingerprint.tables), fingerprint.workload.value
         self._note((None, tables, fingerprint.template, workload))
@@ -405,7 +441,7 @@ class DistribCache:
             payload, fill=point, analysis=analysis, slots=slots, epoch=epoch, expires=keeper.clock.now + ttl,
             cost_ns=0, at_ns=now_ns(), tables=names, workload=workload.value,
         )  # fmt: skip
-        return keeper.put(key, entry, began_ns=since)
+        return self._below.put(key, entry, began_ns=since, ttl=ttl)
 
     async def _forget_tables(self, table: str, name: str) -> int:
         keeper = self._keeper

@@ -115,7 +115,7 @@ class SerializationError(CacheError):
 
 
 class CompressionError(SerializationError):
-    """Stored bytes that do not unpack."""
+    """Stored bytes that do not unpack into what was stored."""
 
 
 class InvalidationError(CacheError):

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import asyncpg
+import pytest
 from fix_library import Shop, hit
 
-from distribcache import DistribCache
+from distribcache import CacheEntry, DistribCache, DistribCacheConfig, QueryFingerprint
 from distribcache.clock import now_ns
+from distribcache.errors import NetworkError, PeerNotFoundError, StorageError, TierUnavailableError
 from distribcache.library.steps import go
 from distribcache.tiers.base import Cause
 
@@ -70,3 +73,60 @@ async def test_users_are_told_apart_below_memory_too(shop: Shop, tmp_path: Path)
             assert await cache.fetch(bob, text) == [("of bob" * 500,)]
             assert await cache.fetch(ann, text) == [("of ann" * 500,)]
             assert cache.last.tier == "L2"
+
+
+async def test_entries_of_an_application_live_below_memory_too(shop: Shop, tmp_path: Path) -> None:
+    thing, items = QueryFingerprint("a thing"), QueryFingerprint.from_query("SELECT * FROM item")
+    data = bytes(range(256)) * 20
+    path = str(tmp_path / "warm")
+    async with DistribCache(DistribCacheConfig(l2_path=path), log=lambda _: None) as cache:
+        assert await cache.insert(thing, CacheEntry(data, ttl=600))
+        assert await cache.insert(items, CacheEntry(data, ttl=600))
+        for _ in range(400):
+            if cache.stats().tiers["L2"].entries:
+                break
+            await asyncio.sleep(0.02)
+    # Another life of the process: what depends on time alone is still there, what could be ended by hand is not.
+    async with DistribCache(DistribCacheConfig(l2_path=path), log=lambda _: None) as cache:
+        found = await cache.get(thing)
+        assert found is not None and found.data == data and found.ttl == 600
+        assert await cache.get(items) is None
+        assert await cache.invalidate(thing)
+        assert await cache.get(thing) is None
+
+
+async def test_dated_entries_come_up_until_a_commit(shop: Shop, tmp_path: Path) -> None:
+    items = QueryFingerprint.from_query("SELECT * FROM item")
+    data = bytes(range(256)) * 20
+    async with shop.cache(l2_path=str(tmp_path / "warm")) as cache:
+        for _ in range(200):
+            cache.wrote()
+            if await cache.get(items) is not None:
+                break
+            await cache.insert(items, CacheEntry(data, ttl=600))
+            await asyncio.sleep(0.02)
+        await sunk(cache)
+        found = await cache.get(items)
+        assert found is not None and found.data == data
+        await sunk(cache)
+        shop.outside("UPDATE item SET name = name WHERE id = 1")
+        cache.wrote()
+        assert await cache.get(items) is None
+
+
+async def test_tiers_that_are_off_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with DistribCache(DistribCacheConfig(l2_path=str(tmp_path / "warm")), log=lambda _: None) as cache:
+        assert cache.tier_or_raise("L1").capacity_bytes and cache.tier_or_raise("l2").capacity_bytes
+        for name in ("L3", "L9"):
+            with pytest.raises(TierUnavailableError):
+                cache.tier_or_raise(name)
+    async with DistribCache(DistribCacheConfig(l2_path=str(tmp_path / "warm")), log=lambda _: None) as cache:
+        near: Any = cache._keeper.store.stack.near
+        off = replace(near.stats(), reason="disk_full")
+        monkeypatch.setattr(type(near), "stats", lambda self: off)
+        with pytest.raises(StorageError, match="disk_full") as raised:
+            cache.tier_or_raise("L2")
+        assert raised.value.where and raised.value.hint
+    async with DistribCache(DistribCacheConfig(l3_peers="127.0.0.1:1"), log=lambda _: None) as cache:
+        with pytest.raises((PeerNotFoundError, NetworkError)):
+            cache.tier_or_raise("L3")

@@ -161,7 +161,7 @@ class Fetching:
             floor = self._floor(known, wish, arrival)
             fresh = keeper.fresh(floor)
             entry = keeper.find(key)
-            if entry is not None and fresh and self._young(entry, known, wish):
+            if entry is not None and fresh and self._young(key, entry, known, wish):
                 served = self._serve(session, question, key, entry)
                 if served is not None:
                     return served
@@ -313,7 +313,7 @@ class Fetching:
         keeper = self._keeper
         coherence, analyst, text = keeper.coherence, keeper.analyst, question.text.encode()
         entry = keeper.find(key)
-        if entry is not None and keeper.fresh(floor) and keeper.find(key) is entry and self._young(entry, known, wish):
+        if entry is not None and keeper.fresh(floor) and keeper.find(key) is entry and self._young(key, entry, known, wish):
             return Plan(entry=entry)
         await analyst.read_long(text)
         try:
@@ -338,7 +338,7 @@ class Fetching:
                 if risen is None:
                     tier, risen = "L3", keeper.rise(key, await keeper.store.rise_far(key, place, coherence))
                 still = risen is not None and keeper.fresh(floor) and keeper.find(key) is risen
-                if risen is not None and still and self._young(risen, known, wish):
+                if risen is not None and still and self._young(key, risen, known, wish):
                     return Plan(entry=risen, tier=tier)
         slots = slots_of(coherence, analysis, text, session.bound(question))
         point = coherence.fill_point()
@@ -356,7 +356,7 @@ class Fetching:
         bounds = [each for each in (wish.max_staleness_ns, known.scope.max_staleness_ns) if each is not None]
         return self._keeper.floor(wish.consistency or known.scope.consistency, arrival, min(bounds, default=None))
 
-    def _young(self, entry: Entry, known: Known, wish: Wish) -> bool:
+    def _young(self, key: Key, entry: Entry, known: Known, wish: Wish) -> bool:
         """Bounds of a class of statements; and, where only time ends entries, all bounds."""
         keeper = self._keeper
         now, staleness = now_ns(), keeper.settings.staleness
@@ -370,7 +370,8 @@ class Fetching:
                 return False
             own += [] if bound is None else [int(bound * 1e9)]
             return now - (entry[AT_NS] - entry[COST_NS]) <= min(own, default=1 << 63)
-        return bound is None or keeper.fresh(now - int(bound * 1e9))
+        # Freshness first, then validity, here as well: the ledger moves while this thread looks.
+        return bound is None or (keeper.fresh(now - int(bound * 1e9)) and keeper.find(key) is entry)
 
     def _serve(
         self, session: Session, question: Question, key: Key, entry: Entry, tier: str = "L1"

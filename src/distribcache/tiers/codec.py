@@ -29,7 +29,7 @@ import lz4.block
 import zstandard
 from xxhash import xxh3_128
 
-from distribcache.errors import CacheError
+from distribcache.errors import CompressionError, SerializationError
 from distribcache.tiers.base import Digest, Record
 
 __all__ = [
@@ -59,16 +59,16 @@ _HINT: Final = "nothing to do: it is a miss, and will be filled again"
 _own = threading.local()
 
 
-class DamagedError(CacheError):
+class DamagedError(CompressionError):
     """A value that was ours and is no longer what was written, or not under this key."""
 
 
-class ForeignError(CacheError):
+class ForeignError(SerializationError):
     """A value that was not written in this format, version and with this secret."""
 
 
 def encode(digest: Digest, record: Record, compression: Compression = "none", secret: bytes = b"") -> bytes:
-    """The bytes to keep under ``digest``. Raises ``CacheError`` for a record that the format cannot hold."""
+    """The bytes to keep under ``digest``. Raises ``SerializationError`` for a record that the format cannot hold."""
     payload = record.payload
     packed, kind = _pack(payload, compression)
     tables, workload = record.tables.encode("utf-8", "surrogatepass"), record.workload.encode("utf-8", "surrogatepass")
@@ -81,9 +81,9 @@ def encode(digest: Digest, record: Record, compression: Compression = "none", se
             record.expires_at, record.cost_ns, record.rows, len(record.tags), len(tags), len(tables), len(workload),
         )  # fmt: skip
     except (struct.error, OverflowError) as error:
-        raise CacheError("a record does not fit the format", where="codec", hint="it is not kept") from error
+        raise SerializationError("a record does not fit the format", where="codec", hint="it is not kept") from error
     if len(digest) != DIGEST_BYTES or len(record.epoch) != 16 or _not_times(record.filled_at, record.expires_at):
-        raise CacheError("a record does not fit the format", where="codec", hint="it is not kept")
+        raise SerializationError("a record does not fit the format", where="codec", hint="it is not kept")
     proof = _proof(digest, secret, front, back, tags, tables, workload, packed)
     return b"".join((front, proof, back, tags, tables, workload, packed))
 
