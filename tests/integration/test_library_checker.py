@@ -1,7 +1,7 @@
 """Random readers and writers through one cache: nobody is given what is older than a write acknowledged before.
 
 Each row holds a counter that only grows. A writer notes what was acknowledged, a reader notes that before it asks and
-compares. Writes through the cache count for ``session`` reads, all writes for ``strict`` ones. Muted, readers find it out.
+compares. Writes through the cache count for ``session`` reads, all writes for ``strict`` ones.
 """
 
 from __future__ import annotations

@@ -39,40 +39,44 @@ async def sunk(cache: DistribCache) -> None:
 
 
 async def test_rows_come_up_from_l2(shop: Shop, tmp_path: Path) -> None:
-    async with shop.cache(l2_path=str(tmp_path / "warm"), **L2) as cache:
-        async with asyncpg.create_pool(shop.url, min_size=1) as pool:
-            rows = await hit(cache, pool, WIDE)
-            await sunk(cache)
-            assert await cache.fetch(pool, WIDE) == rows
-            assert (cache.last.status, cache.last.tier) == ("hit", "L2")
-            await sunk(cache)
-            shop.outside("UPDATE item SET name = name WHERE id = 1")
-            assert await cache.fetch(pool, WIDE, consistency="strict") == rows
-            assert cache.last.status == "miss"
+    async with (
+        shop.cache(l2_path=str(tmp_path / "warm"), **L2) as cache,
+        asyncpg.create_pool(shop.url, min_size=1) as pool,
+    ):
+        rows = await hit(cache, pool, WIDE)
+        await sunk(cache)
+        assert await cache.fetch(pool, WIDE) == rows
+        assert (cache.last.status, cache.last.tier) == ("hit", "L2")
+        await sunk(cache)
+        shop.outside("UPDATE item SET name = name WHERE id = 1")
+        assert await cache.fetch(pool, WIDE, consistency="strict") == rows
+        assert cache.last.status == "miss"
 
 
 async def test_what_was_invalidated_by_hand_does_not_come_up(shop: Shop, tmp_path: Path) -> None:
-    async with shop.cache(l2_path=str(tmp_path / "warm"), **L2) as cache:
-        async with asyncpg.create_pool(shop.url, min_size=1) as pool:
-            await hit(cache, pool, WIDE)
-            await sunk(cache)
-            await cache.invalidate_table("item")
-            await cache.fetch(pool, WIDE)
-            assert cache.last.status == "miss"
+    async with (
+        shop.cache(l2_path=str(tmp_path / "warm"), **L2) as cache,
+        asyncpg.create_pool(shop.url, min_size=1) as pool,
+    ):
+        await hit(cache, pool, WIDE)
+        await sunk(cache)
+        await cache.invalidate_table("item")
+        await cache.fetch(pool, WIDE)
+        assert cache.last.status == "miss"
 
 
 async def test_users_are_told_apart_below_memory_too(shop: Shop, tmp_path: Path) -> None:
     text = "SELECT repeat(body, 500) AS body FROM note ORDER BY id"
-    async with shop.cache(l2_path=str(tmp_path / "warm"), **L2) as cache:
-        async with (
-            asyncpg.create_pool(shop.database.url("ann"), min_size=1) as ann,
-            asyncpg.create_pool(shop.database.url("bob"), min_size=1) as bob,
-        ):
-            assert await hit(cache, ann, text) == [("of ann" * 500,)]
-            await sunk(cache)
-            assert await cache.fetch(bob, text) == [("of bob" * 500,)]
-            assert await cache.fetch(ann, text) == [("of ann" * 500,)]
-            assert cache.last.tier == "L2"
+    async with (
+        shop.cache(l2_path=str(tmp_path / "warm"), **L2) as cache,
+        asyncpg.create_pool(shop.database.url("ann"), min_size=1) as ann,
+        asyncpg.create_pool(shop.database.url("bob"), min_size=1) as bob,
+    ):
+        assert await hit(cache, ann, text) == [("of ann" * 500,)]
+        await sunk(cache)
+        assert await cache.fetch(bob, text) == [("of bob" * 500,)]
+        assert await cache.fetch(ann, text) == [("of ann" * 500,)]
+        assert cache.last.tier == "L2"
 
 
 async def test_entries_of_an_application_live_below_memory_too(shop: Shop, tmp_path: Path) -> None:

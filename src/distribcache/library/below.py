@@ -1,11 +1,12 @@
 """Entries of an application in the tiers below memory.
 
-An entry of tables is dated: it goes the way of every answer, down once it is settled and up by rule R1. One that depends
-on nothing but time needs no proof, and is the same for all processes that share a tier, whatever database they follow. A
-timeless entry *of tables* stays in memory: when somebody drops a table's entries by hand, those below could not be found.
+An entry of tables is dated: it goes the way of every answer, down once it is settled and up by rule R1. One that
+depends on nothing but time needs no proof, and is the same for all processes that share a tier, whatever database they
+follow. A timeless entry *of tables* stays in memory: when somebody drops a table's entries by hand, those below could
+not be found.
 
-What is dropped by its fingerprint is dropped from all tiers. Other processes may hold it in their own memory still, until
-its time is over.
+What is dropped by its fingerprint is dropped from all tiers. Other processes may hold it in their own memory still,
+until its time is over.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ class Below:
         if became == "stored" and stack and timeless and not entry[TABLES]:
             wall = wall_time()
             record = Record(
-                payload=entry[PAYLOAD], fill=1, analysis=1, tags=(), epoch=_EPOCH, filled_at=wall, expires_at=wall + ttl,
-                cost_ns=0, rows=0, tables="", workload=entry[WORKLOAD],
+                payload=entry[PAYLOAD], fill=1, analysis=1, tags=(), epoch=_EPOCH, filled_at=wall,
+                expires_at=wall + ttl, cost_ns=0, rows=0, tables="", workload=entry[WORKLOAD],
             )  # fmt: skip
             if stack.takes_near(len(entry[PAYLOAD]), ttl):
                 stack.put_near(_timeless(key), record)

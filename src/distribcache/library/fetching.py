@@ -312,8 +312,8 @@ class Fetching:
         """On the keeper's loop. Everything that must come before the statement is sent comes here."""
         keeper = self._keeper
         coherence, analyst, text = keeper.coherence, keeper.analyst, question.text.encode()
-        entry = keeper.find(key)
-        if entry is not None and keeper.fresh(floor) and keeper.find(key) is entry and self._young(key, entry, known, wish):
+        entry = keeper.find(key)  # here, on its loop, the ledger stands still
+        if entry is not None and keeper.fresh(floor) and self._young(key, entry, known, wish):
             return Plan(entry=entry)
         await analyst.read_long(text)
         try:
@@ -337,8 +337,7 @@ class Fetching:
                 tier, risen = "L2", keeper.rise(key, keeper.store.rise_near(key, place, coherence))
                 if risen is None:
                     tier, risen = "L3", keeper.rise(key, await keeper.store.rise_far(key, place, coherence))
-                still = risen is not None and keeper.fresh(floor) and keeper.find(key) is risen
-                if risen is not None and still and self._young(key, risen, known, wish):
+                if risen is not None and keeper.fresh(floor) and self._young(key, risen, known, wish):
                     return Plan(entry=risen, tier=tier)
         slots = slots_of(coherence, analysis, text, session.bound(question))
         point = coherence.fill_point()
