@@ -80,7 +80,7 @@ def test_trap_10_a_follower_reads_its_own_write(
     if muted:
         plain = simple.find
         monkeypatch.setattr(
-            simple, "find", lambda s, key: s.hot.entries.get(key) if "flight" in s.tried else plain(s, key)
+            simple, "find", lambda s, key, of: s.hot.entries.get(key) if "flight" in s.tried else plain(s, key, of)
         )
     with Relay(stock.server.port, only=b"victim") as relay:
         proxy = make_inner_proxy(f"postgresql://postgres@127.0.0.1:{relay.port}/{stock.name}", SETTINGS)
