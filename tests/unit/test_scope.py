@@ -109,6 +109,8 @@ def test_other_settings_count_by_name_and_value() -> None:
         ({"client_encoding": b"SJIS"}, "client_encoding"),
         ({"client_encoding": b"utf8"}, ""),
         ({"standard_conforming_strings": b"off"}, "standard_conforming_strings"),
+        ({"isolation": b"serializable"}, "isolation"),
+        ({"isolation": b"repeatable read"}, ""),
         ({"own_consistency": b"sometimes"}, "bad_setting"),
         ({"own_workload": b"sometimes"}, "bad_setting"),
         ({"own_max_staleness": b"soon"}, "bad_setting"),

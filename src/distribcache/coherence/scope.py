@@ -158,6 +158,8 @@ def read_scope(row: list[bytes | None], idents: Idents, extra: tuple[str, ...] =
         refusal = "client_encoding"
     elif settings[KEYED.index("standard_conforming_strings")] != "on":
         refusal = "standard_conforming_strings"  # the server lexes another text than the analysis does
+    elif isolation == "serializable":
+        refusal = "isolation"  # the server watches what is read, to let a writer fail: it has to see each read
     chosen: Consistency | None = None
     bound: int | None = None
     hint: WorkloadType | None = None
