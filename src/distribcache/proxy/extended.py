@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from distribcache.proxy.forward import make_plan, send
@@ -9,7 +10,8 @@ from distribcache.proxy.group import Loose, Message, Run, cut, used_later
 from distribcache.proxy.hit import AS_UPSTREAM
 from distribcache.proxy.local import State, answer_loose, answer_run, apply, statement_of
 from distribcache.proxy.lookup import WAIT
-from distribcache.sql.cacheability import Kind
+from distribcache.proxy.simple import must_query
+from distribcache.sql.cacheability import Kind, Parsed
 from distribcache.wire.messages import Front
 
 if TYPE_CHECKING:
@@ -20,22 +22,23 @@ __all__ = ["group"]
 _PLAIN = frozenset({Kind.READ, Kind.LOCKING_READ, Kind.WRITE, Kind.SHOW, Kind.EMPTY, Kind.COPY})
 
 
-def _plain(s: Session, going: list[Run | Loose], state: State) -> bool:
-    """Do these mean the same whether or not reads came before them in their implicit transaction?
-
-    A LOCK TABLE may only come second in it, a VACUUM or an isolation level only first.
-    """
+def _bound(s: Session, going: list[Run | Loose], state: State) -> Iterator[Parsed]:
+    """The texts that are bound here."""
     texts: dict[bytes, bytes] = {}
     for message in (each for item in going for each in item.messages):
         if message.kind == Front.PARSE:
             texts[message.name] = message.sql
         elif message.kind == Front.BIND:
             statement = statement_of(s, state, message.name)
-            sql = texts.get(message.name, b"" if statement is None else statement.sql)
-            parsed = s.parsed(sql)
-            if parsed.error or not all(each.kind in _PLAIN for each in parsed.statements):
-                return False
-    return True
+            yield s.parsed(texts.get(message.name, b"" if statement is None else statement.sql))
+
+
+def _plain(texts: Iterable[Parsed]) -> bool:
+    """Do these mean the same whether or not reads came before them in their implicit transaction?
+
+    A LOCK TABLE may only come second in it, a VACUUM or an isolation level only first.
+    """
+    return all(not parsed.error and all(each.kind in _PLAIN for each in parsed.statements) for parsed in texts)
 
 
 def group(s: Session, data: bytes, messages: list[Message], ended: int) -> bool:
@@ -70,7 +73,7 @@ def group(s: Session, data: bytes, messages: list[Message], ended: int) -> bool:
             if not local:
                 first, at_first = (at, before) if begun is None else begun
                 one_snapshot = s.scope is not None and not s.scope.read_committed
-                if first and not s.hot.in_txn and (one_snapshot or not _plain(s, items[first:], at_first)):
+                if first and not s.hot.in_txn and (one_snapshot or not _plain(_bound(s, items[first:], at_first))):
                     first, at_first = 0, State.of(s)
                 break
             if state.deferred is not before.deferred:
@@ -89,6 +92,9 @@ def group(s: Session, data: bytes, messages: list[Message], ended: int) -> bool:
         s.questions.open_transaction()
         return False
     going = items[first:]
+    if must_query(s, _bound(s, going, at_first), answered=bool(at_first.hits)):
+        s.questions.query()
+        return False
     plan = make_plan(s, data, going, at_first, ended, alone=len(items) == 1)
     if plan is WAIT:
         return False

@@ -52,6 +52,8 @@ class State:
     out: list[bytes] = field(default_factory=list)
     hits: list[tuple[tuple[int, bytes], Entry, bytes]] = field(default_factory=list)
     """Key, entry, and the bytes of the run."""
+    begun: int = -1
+    """How many of the hits were in front of the BEGIN that is deferred; -1: it is not of this group."""
 
     @classmethod
     def of(cls, s: Session) -> State:
@@ -67,6 +69,7 @@ class State:
             self.portal,
             list(self.out),
             list(self.hits),
+            self.begun,
         )
 
 
@@ -130,6 +133,8 @@ def answer_run(s: Session, data: bytes, run: Run, state: State, last: bool) -> b
         if done is None:
             return False
         tag, state.deferred = done
+        if one.kind is Kind.BEGIN:
+            state.begun = len(state.hits)
         state.out.append(head + (NO_DATA if run.describe else b"") + command_complete(tag))
     elif one is not None and parse is not None and deallocates_own(s, one):
         state.statements[one.name.encode()] = None
@@ -257,4 +262,6 @@ def apply(s: Session, state: State) -> None:
                 mine[name] = prepared
     for key, entry, asked in state.hits:
         serve_entry(s, key, entry, asked)
+    if state.begun >= 0:
+        s.txn.read, s.txn.hits = len(state.hits) > state.begun, s.hot.hits
     s.refresh()

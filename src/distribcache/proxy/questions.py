@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 __all__ = ["Questions"]
 
 _NAME = b"distribcache scope"
+_CLOSE = close(b"P", _NAME) + close(b"S", _NAME)
+"""Both: in a transaction that is open, a portal stays."""
+_QUERY = parse(_NAME, b"SELECT 1") + bind(_NAME, _NAME) + execute(_NAME) + _CLOSE + SYNC
 _COMPLETE, _ERROR, _READY = b"CEZ"
 _CANCELLED = b"\0C57014\0"
 _ISOLATION = re.compile(rb"transaction|isolation", re.IGNORECASE)
@@ -138,10 +141,10 @@ class Questions:
                 if not left and not finished.done():
                     finished.set_result(None)
 
-        if s.has_read() and s.unit_matches(_ISOLATION):
-            deferred.append(
-                parse(_NAME, b"SELECT 1") + bind(_NAME, _NAME) + execute(_NAME) + close(b"S", _NAME) + SYNC
-            )
+        has_read = s.has_read()
+        if has_read and s.unit_matches(_ISOLATION):
+            deferred.append(_QUERY)
+            has_read = False
         left = len(deferred)
         for exchange in deferred:
             at = 0
@@ -153,6 +156,7 @@ class Questions:
         s.wires.to_upstream(b"".join(deferred))
         s.txn.deferred = []
         s.txn.ended()
+        s.txn.read = has_read
         await finished
         if s.replies.status == b"I":  # a cancel has hit the BEGIN itself
             await self._fail()
@@ -161,6 +165,32 @@ class Questions:
         if errors:
             s.failure = errors[0] or None
             s.txn.bypass = "transaction_unknown"
+        s.refresh()
+
+    def query(self) -> None:
+        """Send a query in place of those that were answered from memory in this transaction, since the unit at hand is
+        one that the server refuses behind a query; the unit is looked at again when it is answered.
+        """
+        s = self._session
+        s.wait("query", self._query())
+
+    async def _query(self) -> None:
+        s = self._session
+        finished: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def step(kind: int, message: bytes) -> None:
+            if kind == _ERROR:
+                s.failure = message
+                self._left = True
+            elif kind == _READY and not finished.done():
+                finished.set_result(None)
+
+        for kind in (Front.PARSE, Front.BIND, Front.EXECUTE, Front.CLOSE, Front.CLOSE, Front.SYNC):
+            s.replies.expect(Op(kind, ours=True, done=step))
+        s.awaiting = True
+        s.wires.to_upstream(_QUERY)
+        await finished
+        s.txn.read, s.txn.hits = False, -1
         s.refresh()
 
     async def _fail(self) -> None:

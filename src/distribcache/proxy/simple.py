@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from distribcache.proxy.answer import READY, describe_rows, rows
@@ -18,7 +18,7 @@ from distribcache.wire.messages import EMPTY_QUERY, Back, Front, command_complet
 if TYPE_CHECKING:
     from distribcache.proxy.session import Session
 
-__all__ = ["begin_meaning", "may_begin", "query"]
+__all__ = ["begin_meaning", "may_begin", "must_query", "query"]
 
 
 def may_begin(s: Session) -> bool | None:
@@ -38,6 +38,22 @@ def begin_meaning(s: Session, statement: Statement) -> str:
     if statement.isolation is None and (s.scope is None or not s.scope.read_committed):
         return "isolation_unknown" if s.scope is None else "isolation"
     return ""
+
+
+def must_query(s: Session, texts: Iterable[Parsed], *, answered: bool = False) -> bool:
+    """Would the server refuse one of these, had it seen what was answered from memory in the transaction that is open
+    there? ``answered``: so are reads in front of them.
+    """
+    if s.replies.status != b"T" or s.open or "query" in s.tried or not (answered or s.has_read()):
+        return False
+    return any(_comes_first(each) for parsed in texts for each in parsed.statements)
+
+
+def _comes_first(statement: Statement) -> bool:
+    """May it set what may only be set before the first query of a transaction?"""
+    if statement.kind in (Kind.SET, Kind.RESET):
+        return statement.name.startswith("transaction_")
+    return statement.kind in (Kind.BEGIN, Kind.SET_TRANSACTION)
 
 
 def deallocates_own(s: Session, statement: Statement) -> bool:
@@ -143,6 +159,9 @@ def _forward(
     """
     if s.txn.local:
         s.questions.open_transaction()
+        return False
+    if parsed is not None and must_query(s, (parsed,)):
+        s.questions.query()
         return False
     effect = UNKNOWN if parsed is None else s.effects_of(message[5:-1], parsed, pure=pure)
     if effect.databases and "left" not in s.tried:

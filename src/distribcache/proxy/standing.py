@@ -182,7 +182,7 @@ class Standing:
         hot = self.hot
         txn = self.txn
         status = b"T" if txn.local else self.replies.status
-        if not txn.local:
+        if status == b"I":
             txn.read, txn.hits = False, -1
         elif txn.hits < 0:
             txn.hits = hot.hits
@@ -285,6 +285,8 @@ class Standing:
                 self.coherence.catalogue_alarm("ddl")
             elif txn.poll:
                 self.coherence.schedule_poll()
+        if self.ends_transaction or self.begin is not None:  # maybe another transaction: nothing was read in that
+            txn.read, txn.hits = False, -1
         if status == b"I":
             txn.ended()
             self.portals.clear()

@@ -15,6 +15,9 @@ from distribcache.sql.cacheability import Kind, Statement
 
 __all__ = ["Transaction", "control"]
 
+_LONGEST = 63
+"""Bytes of a name. The server cuts what is longer, and says so; our parser cuts it and says nothing."""
+
 
 @dataclass(slots=True)
 class Transaction:
@@ -27,9 +30,9 @@ class Transaction:
     everywhere: bool = False
     poll: bool = False
     read: bool = False
-    """A read was answered from memory since the BEGIN that is deferred."""
+    """A read was answered from memory since the transaction began, or since a query went up in its place."""
     hits: int = -1
-    """How many hits the session had had when its BEGIN was deferred; -1 none is."""
+    """How many hits the session had had at that moment; -1: no transaction is open."""
     bypass: str = ""
     """Why a transaction begun upstream is not served; empty when it is."""
 
@@ -65,7 +68,7 @@ def control(
         return b"COMMIT", []
     if kind is Kind.ROLLBACK and not statement.chain:
         return b"ROLLBACK", []
-    if kind is Kind.SAVEPOINT and statement.name:
+    if kind is Kind.SAVEPOINT and 0 < len(statement.name.encode()) < _LONGEST:
         return b"SAVEPOINT", [*deferred, (statement.name, exchange)]
     if kind in (Kind.RELEASE, Kind.ROLLBACK_TO):
         at = max((i for i, (name, _) in enumerate(deferred) if i and name == statement.name), default=0)
