@@ -278,9 +278,12 @@ async def test_a_loop_that_was_held_up_reads_before_it_gives_up(
 
 @both
 async def test_a_wrong_seed_among_right_ones_does_no_harm(make_tier: MakeTier, valkey: Valkey, namespace: str) -> None:
-    tier = await make_tier("127.0.0.1:1", valkey, "no-such-host.invalid:6379", namespace=namespace)
+    lines: list[str] = []
+    tier = await make_tier("127.0.0.1:1", valkey, "no-such-host.invalid:6379", log=lines, namespace=namespace)
     await filled(tier, 5)
     assert await hits(tier, 5) == 5
+    await tier.stop()
+    assert lines == ["L3 on"]
 
 
 @both
@@ -410,6 +413,7 @@ async def test_it_can_be_stopped_at_any_time(make_tier: MakeTier, seed: Valkey, 
         await starting
 
 
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="looks into /proc")
 def test_a_server_of_our_own_has_a_password_and_no_arguments() -> None:
     server, settings = embedded(DistributedTier(peers="embedded"))
     with server:
@@ -426,6 +430,7 @@ def test_a_server_of_our_own_has_a_password_and_no_arguments() -> None:
     assert server.pid == 0
 
 
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="looks into /proc")
 def test_a_server_of_our_own_dies_with_us() -> None:
     code = "from distribcache.cli.valkey import Valkey as V\n"
     code += "v = V(); v.start(); print(v.pid, v._root, flush=True); input()"

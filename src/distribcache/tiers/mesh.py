@@ -133,6 +133,7 @@ class Mesh:
 
     async def stop(self) -> None:
         task, self._task = self._task, None
+        self._log = _unsaid  # that it ends is no news
         if task is not None:
             task.cancel()
             await asyncio.wait((task,))
@@ -272,3 +273,7 @@ class Mesh:
         if now != self._said and reason != UNTRIED[0]:
             self._said = now
             self._log(f"L3 {now}")
+
+
+def _unsaid(line: str) -> None:
+    """To nobody."""
