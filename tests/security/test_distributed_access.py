@@ -19,8 +19,8 @@ from fix_valkey import MakeTier, Script, client, digest, filled, hits, on_loops,
 from muted import kept_and_muted
 
 from distribcache.cli.valkey import Valkey
-from distribcache.tiers import distributed as distributed_module
 from distribcache.tiers.codec import encode
+from distribcache.tiers.leases import MOST
 
 MakeValkey = Callable[..., Valkey]
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "valkey-with-tls-and-acl.md"
@@ -243,9 +243,9 @@ async def test_row_22_what_holds_a_place_in_memory_is_bounded(make_tier: MakeTie
     """Leases that are never ended do not pile up."""
     server = make_valkey()
     tier = await make_tier(server)
-    for number in range(distributed_module._LEASES + 200):
+    for number in range(MOST + 200):
         assert await tier.lease(digest(number), 600.0)
-    assert len(tier._leases) <= distributed_module._LEASES
+    assert len(tier._leases) <= MOST
 
 
 # -- TLS --------------------------------------------------------------------------------------------------------------

@@ -9,10 +9,6 @@ Rules:
    ACL pattern holds all keys. No command ever lists or empties what the cluster holds.
 4. What comes back is untrusted: at most ``l3.max_entry`` and some, proved by the codec to be what was written under
    this digest (and with the secret, if there is one), and not expired.
-5. A *lease* lets one node of the cluster ask for an expensive miss: a key that lives for its time, with a random token.
-   Without a cluster everybody gets it. ``unlease`` reads the token and deletes it if it is its own; between these two
-   the lease may expire and be taken by another node, whose lease is then deleted: one more query and nothing else. A
-   script would be exact, but whoever may run scripts may run far more than this user needs.
 
 Validity is none of this module's business: whoever reads a record asks the ledger (coherence rule R1).
 """
@@ -21,7 +17,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -35,6 +30,7 @@ from distribcache.tiers.base import Digest, Record, TierStats
 from distribcache.tiers.codec import ForeignError, decode, encode
 from distribcache.tiers.connection import BULK, INTEGER, OK, Access, Answer, Connection, Lost
 from distribcache.tiers.latency import Latency
+from distribcache.tiers.leases import LONGEST_S, Leases
 from distribcache.tiers.mesh import Limits, Mesh, Peer
 from distribcache.tiers.resp import Refusal, command
 from distribcache.tiers.topology import moved_to, slot_of
@@ -51,9 +47,6 @@ _WINDOW_BYTES: Final = 4 << 20
 """What may have been sent without an answer."""
 _OFF_LOOP_BYTES: Final = 1 << 17
 """Larger values are packed and unpacked in a thread."""
-_LEASES: Final = 4096
-_LONGEST_S: Final = 1e8
-"""Three years; an entry may say that it never expires."""
 
 _KINDS: Final = {
     "moved": "moved", "ask": "moved", "clusterdown": "cluster_down", "tryagain": "cluster_down", "loading": "loading",
@@ -89,7 +82,7 @@ class DistributedCache:
         self._wake = asyncio.Event()
         self._answered = asyncio.Event()
         self._writer: asyncio.Task[None] | None = None
-        self._leases: dict[Digest, tuple[bytes, int]] = {}
+        self._leases = Leases(self._prefix, settings.deadline, self._owner, self._failed)
 
     # -- life ----------------------------------------------------------------------------------------------------
 
@@ -277,7 +270,7 @@ class DistributedCache:
         key = self._prefix + digest.hex().encode()
         peer = self._owner(key)
         connection = peer.writes.connection if peer is not None else None
-        milliseconds = int(min(record.expires_at - self._now(), _LONGEST_S) * 1000)
+        milliseconds = int(min(record.expires_at - self._now(), LONGEST_S) * 1000)
         if connection is None:
             self._failures["put_off"] += 1
             return
@@ -299,43 +292,11 @@ class DistributedCache:
 
     async def lease(self, digest: Digest, seconds: float) -> bool:
         """True: ask the database yourself. False: another node does so at the moment."""
-        key = self._prefix + b"lease:" + digest.hex().encode()
-        peer = self._owner(key)
-        connection = peer.reads.connection if peer is not None else None
-        if connection is None:
-            return True
-        token = os.urandom(16).hex().encode()
-        milliseconds = max(1, int(min(seconds, _LONGEST_S) * 1000))
-        until = now_ns() + milliseconds * 1_000_000
-        answer = await connection.ask(command(b"SET", key, token, b"NX", b"PX", b"%d" % milliseconds), OK)
-        if answer is None:
-            return False
-        if answer != b"OK":
-            self._failed(peer, answer)
-        # It may be ours even if no answer came.
-        if len(self._leases) >= _LEASES:
-            now = now_ns()
-            self._leases = {each: lease for each, lease in self._leases.items() if lease[1] > now}
-        if len(self._leases) < _LEASES:
-            self._leases[digest] = token, until
-        return True
+        return await self._leases.take(digest, seconds)
 
     async def unlease(self, digest: Digest) -> None:
         """End this node's own lease, so that others need not wait for its time to be over."""
-        token, until = self._leases.pop(digest, (b"", 0))
-        # Too late to be sure of being first: it ends by itself.
-        if until - now_ns() < 2 * self._settings.deadline * 1e9:
-            return
-        key = self._prefix + b"lease:" + digest.hex().encode()
-        peer = self._owner(key)
-        connection = peer.reads.connection if peer is not None else None
-        if connection is None:
-            return
-        answer = await connection.ask(command(b"GETRANGE", key, b"0", b"%d" % len(token)), BULK)
-        if answer == token:
-            answer = await connection.ask(command(b"DEL", key), INTEGER)
-        if isinstance(answer, Refusal | Lost):
-            self._failed(peer, answer)
+        await self._leases.give_back(digest)
 
     # -- facts ---------------------------------------------------------------------------------------------------
 
