@@ -707,10 +707,12 @@ async def test_tries_become_rare(make_tier: MakeTier, muted: bool, monkeypatch: 
     if muted:
         monkeypatch.setattr(link_module, "LONGEST_PAUSES", 1)
     async with Script(lambda words: None) as script:
-        tier = await make_tier(script.address, **{**QUICK, "breaker_pause": 0.05})
+        lines: list[str] = []
+        tier = await make_tier(script.address, log=lines, **{**QUICK, "breaker_pause": 0.05})
         end = time.monotonic() + 3.0
         while time.monotonic() < end:
             await tier.get(digest(1))
             await asyncio.sleep(0.002)
         logins = sum(words[0] == b"CLIENT" for words in script.commands)
         assert (logins > 60) is muted, logins
+        assert 4 < len(lines) <= 11, "nor is the log filled"

@@ -33,6 +33,9 @@ __all__ = ["Limits", "Mesh", "Peer"]
 _LOOK_S = 30.0
 _LEAST_GAP_S = 0.25
 _MOST_GAP_S = 1.0
+_LINES = 10
+_LINE_NS = 6_000_000_000
+"""So many lines at once, and one in so many nanoseconds for ever."""
 _READ_WATER = 1 << 18
 _WRITE_WATER = 1 << 24
 
@@ -85,6 +88,8 @@ class Mesh:
         self._task: asyncio.Task[None] | None = None
         self._leaving: set[asyncio.Task[None]] = set()
         self._said = ""
+        self._lines_until = 0
+        """Up to when lines are spent, as a time: each takes some seconds of it."""
 
     # -- facts ---------------------------------------------------------------------------------------------------
 
@@ -267,12 +272,18 @@ class Mesh:
         self._tell()
 
     def _tell(self) -> None:
-        """One line when what people should know has changed."""
+        """One line when what people should know has changed; where it goes to and fro, only now and then."""
         reason, detail = self.reason
         now = f"off: {detail}" if reason else (self.note or "on")
-        if now != self._said and reason != UNTRIED[0]:
-            self._said = now
-            self._log(f"L3 {now}")
+        if now == self._said or reason == UNTRIED[0]:
+            return
+        clock = now_ns()
+        self._lines_until = max(self._lines_until, clock - _LINES * _LINE_NS) + _LINE_NS
+        if self._lines_until > clock:
+            self._lines_until -= _LINE_NS  # the next look tells it, if it is still so
+            return
+        self._said = now
+        self._log(f"L3 {now}")
 
 
 def _unsaid(line: str) -> None:
