@@ -374,6 +374,13 @@ class DistribCache:
         return Kept(entry, key, self._hits_of)
 
     def _get(self, key: Key, fingerprint: QueryFingerprint) -> Steps[CacheEntry | None]:
+        try:
+            return (yield from self._look(key, fingerprint))
+        except Exception as error:  # noqa: BLE001 - a failure of the cache is a miss
+            self._keeper.failures[type(error).__name__] += 1
+            return None
+
+    def _look(self, key: Key, fingerprint: QueryFingerprint) -> Steps[CacheEntry | None]:
         keeper = self._keeper
         if not keeper.running or not keeper.settings.cache.enabled:
             return None

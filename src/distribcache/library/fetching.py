@@ -129,7 +129,16 @@ class Fetching:
         arrival = now_ns()
         failed = True
         try:
-            result = yield from self._read(session, session.question(sql, args), wish, arrival)
+            question = session.question(sql, args)
+            try:
+                result = yield from self._read(session, question, wish, arrival)
+            except PassedByError:
+                raise
+            except Exception as error:
+                if session.sent:  # it is PostgreSQL's, or the way to it
+                    raise
+                self._keeper.failures[type(error).__name__] += 1
+                result = yield from self._pass(session, question, Outcome("bypass", reason="internal_error"))
             failed = False
         finally:
             yield session.close(failed=failed)
@@ -232,7 +241,9 @@ class Fetching:
     def _ask(self, session: Session) -> Steps[Known | str]:
         """Ask the connection that will be used."""
         coherence, extra = self._keeper.coherence, self._extra
+        session.sent = True
         yield session.open()
+        session.sent = False
         why = session.why_not()
         if why:
             return why
@@ -275,30 +286,43 @@ class Fetching:
         self._tally.count(outcome)
         self._heat.note((None, outcome.tables, question.text, outcome.workload))
         began = now_ns()
+        session.sent = True
         result: Result = yield session.run(question, alone=True)
-        ended = now_ns()
+        try:
+            yield from self._store(session, key, result, plan, known, wish, outcome, (began, now_ns()))
+        except Exception as error:  # noqa: BLE001 - the answer is there
+            keeper.failures[type(error).__name__] += 1
+        return result
+
+    def _store(
+        self, session: Session, key: Key, result: Result, plan: Plan, known: Known, wish: Wish, outcome: Outcome,
+        times: tuple[int, int],
+    ) -> Steps[None]:  # fmt: skip
+        """Keep an answer, if it may be kept."""
+        keeper, analysis = self._keeper, plan.analysis
+        assert analysis is not None
+        began, ended = times
         same = not session.why_not()
         if same and session.pool is None:  # others may hold this connection too
             after = yield from self._ask(session)
             same = not isinstance(after, str) and not _told_apart(after, known)
         if not same:
             self._tally.fills["scope_changed"] += 1
-            return result
+            return
         try:
             rows = [list(row) for row in result.rows]
             payload = pack([list(result.columns), rows, result.marks, list(result.oids)])
         except SerializationError:
             self._tally.fills["unknown_type"] += 1
             last.set(outcome._replace(reason="unknown_type"))
-            return result
-        ttl = self._ttl(workload, wish)
+            return
+        ttl = self._ttl(WorkloadType(outcome.workload), wish)
         entry = make_entry(
             payload, fill=plan.fill, analysis=min(analysis.analysis_lsn, plan.fill), slots=plan.slots,
             epoch=plan.epoch, expires=keeper.clock.now + ttl, cost_ns=ended - began, at_ns=ended,
             tables=outcome.tables, workload=outcome.workload,
         )  # fmt: skip
         keeper.soon(self._keep, key, entry, plan.place, began, ttl, len(rows))
-        return result
 
     def _ttl(self, workload: WorkloadType, wish: Wish) -> float:
         return wish.ttl if wish.ttl is not None else self._keeper.settings.ttl.of(workload)
@@ -398,6 +422,7 @@ class Fetching:
         if not session.passes:
             raise PassedByError(pure=pure)
         failed = True
+        session.sent = True
         try:
             yield session.open()
             result: Result = yield session.run(question, alone=pure and session.pool is not None)

@@ -169,6 +169,13 @@ class Memo:
 
     def recall(self, key: Key) -> Entry | None:
         """What is in memory and needs no second thought; None means the long way (``call``)."""
+        try:
+            return self._recall(key)
+        except Exception as error:  # noqa: BLE001 - as above
+            self._keeper.failures[type(error).__name__] += 1
+            return None
+
+    def _recall(self, key: Key) -> Entry | None:
         keeper, terms = self._keeper, self._terms
         if not keeper.running or not keeper.settings.cache.enabled:
             return None
@@ -183,7 +190,10 @@ class Memo:
         """The value of a hit. Raises the failure that was kept."""
         keeper, tally = self._keeper, self._memos.tally
         keeper.reads += 1
-        keeper.touch(key, entry)
+        try:
+            keeper.touch(key, entry)
+        except Exception as error:  # noqa: BLE001 - a failure of the cache is a call of the function, or less
+            keeper.failures[type(error).__name__] += 1
         tally.hits += 1
         tally.saved_ns += entry[COST_NS]
         self._memos.heat.note((entry, key, self.label))
@@ -203,10 +213,27 @@ class Memo:
 
     def call(self, key: Key, run: Callable[[], Any]) -> Steps[Any]:
         """The value, by whatever way it takes."""
-        keeper, terms, memos = self._keeper, self._terms, self._memos
+        keeper, memos = self._keeper, self._memos
         if not keeper.running or not keeper.settings.cache.enabled:
             memos.tally.count(Outcome("bypass", reason=keeper.why_not()))
             return (yield run())
+        keeper.reads += 1
+        try:
+            entry, flight, failure = yield from self._look(key)
+            if entry is not None:
+                self._refresh_soon(key, entry, run)
+        except Exception as error:  # noqa: BLE001 - a failure of the cache is a call of the function
+            keeper.failures[type(error).__name__] += 1
+            entry = flight = failure = None
+        if failure is not None:
+            raise failure
+        if entry is not None:
+            return self.answer(key, entry)
+        return (yield from self._make(key, flight, run))
+
+    def _look(self, key: Key) -> Steps[tuple[Entry | None, Flight | None, BaseException | None]]:
+        """An entry; or what somebody's run has failed with, that this call waited for; or a flight to lead, or none."""
+        keeper, terms = self._keeper, self._terms
         followed = bool(terms.tables) and keeper.follows
         waited = False
         for _ in range(_TRIES):
@@ -214,8 +241,7 @@ class Memo:
             fresh = not followed or keeper.fresh(floor)
             entry = keeper.find(key)
             if entry is not None and fresh:
-                self._refresh_soon(key, entry, run)
-                return self.answer(key, entry)
+                return entry, None, None
             if entry is not None and not waited:
                 waited = True
                 yield from keeper.wait_fresh(floor)
@@ -225,11 +251,10 @@ class Memo:
                 ended = under_way.landing  # its failure came before this call
                 yield Wait(under_way.done, keeper.settings.cache.single_flight_wait)
                 if under_way.failure is not None and not ended:
-                    raise under_way.failure
+                    return None, None, under_way.failure
                 continue
-            flight = keeper.flights.lead(key)
-            return (yield from self._make(key, flight, run))
-        return (yield from self._make(key, None, run))
+            return None, keeper.flights.lead(key), None
+        return None, None, None
 
     def _refresh_soon(self, key: Key, entry: Entry, run: Callable[[], Any]) -> None:
         age = now_ns() - entry[AT_NS]
@@ -249,7 +274,6 @@ class Memo:
                 base = yield from keeper.ask(depend(keeper, terms.tables), Dependence("internal_error"))
             memos.tally.count(Outcome("miss", "", base.reason, None, base.tables, WorkloadType.MIXED.value))
             memos.heat.note((None, base.tables, self.label, WorkloadType.MIXED.value))
-            keeper.reads += 1
             began = now_ns()
             try:
                 value = yield run()
@@ -264,6 +288,12 @@ class Memo:
                 keeper.land(key, flight, failure)
 
     def _keep(self, key: Key, base: Dependence, began: int, kind: int, value: Any) -> None:
+        try:
+            self._store(key, base, began, kind, value)
+        except Exception as error:  # noqa: BLE001 - as above
+            self._keeper.failures[type(error).__name__] += 1
+
+    def _store(self, key: Key, base: Dependence, began: int, kind: int, value: Any) -> None:
         keeper, terms, tally = self._keeper, self._terms, self._memos.tally
         if base.reason:
             tally.fills[base.reason] += 1

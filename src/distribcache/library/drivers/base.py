@@ -60,6 +60,8 @@ class Session(Protocol):
     blocking: bool
     pool: Any
     """None for a single connection."""
+    sent: bool
+    """Has a driver been asked for something that may fail for reasons of its own?"""
     passes: bool
     """Is a statement that memory cannot answer sent here? Else ``PassedByError`` is raised, and its owner sends it."""
 

@@ -68,6 +68,7 @@ class AsyncpgSession:
 
     def __init__(self, pool: Any, connection: Any, *, representation: str = "") -> None:
         self.pool = pool
+        self.sent = False
         self.passes = not representation
         self._representation = representation
         self._connection = connection

@@ -97,6 +97,7 @@ class _Session:
 
     def __init__(self, pool: Any, connection: Any) -> None:
         self.pool = pool
+        self.sent = False
         self.passes = True
         self._mine = False
         self._connection = connection
