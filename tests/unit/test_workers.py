@@ -212,6 +212,27 @@ async def test_hits_resume_when_main_has_looked_and_those_of_before_are_gone(cre
     assert hits(session_of(sequence.second, entry_of(sequence.second, sequence.second.slot_of(T))))
 
 
+@kept_and_muted
+async def test_nothing_is_filled_nor_believed_while_main_has_not_heard_of_an_alarm(
+    crew: Crew, monkeypatch: pytest.MonkeyPatch, muted: bool
+) -> None:
+    """A trigger made through one worker; a write through another that fires it is not one that changes nothing."""
+    if muted:
+        monkeypatch.setattr(Mirror, "_current", True)
+    first, second = (hand.shop for hand in crew.hands)
+    first.catalogue_alarm("ddl")
+    assert (second.fill_point() is not None) is muted
+    assert second.serving is muted
+    assert second.reason == ("" if muted else "catalogue_alarm")
+    await crew.settle()
+    assert second.fill_point() is None and second.reason == "catalogue_alarm"
+    crew.look(1100, t=T, u=U)
+    crew.commit(1200, "u")
+    crew.probe(1200)
+    await crew.settle()
+    assert second.serving and second.fill_point() == 1200
+
+
 async def test_the_count_is_stored_before_the_clock_is_read(crew: Crew, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the race above rests on: a question asked after the floor's moment finds the count."""
     shop = crew.hands[0].shop
@@ -573,7 +594,7 @@ async def test_messages_arrive_whole_and_in_order() -> None:
     other = Channel(lambda _: None, lambda: None)
     await open_channel(theirs, other)
     sent: list[Message] = [
-        State(7, True, False, 2**64 - 1, 1, 2, 3, 4, 5), Want(7, 2**63, 0.005), Traffic(7),
+        State(7, True, False, 2**64 - 1, 1, 2, 3, 4, 5, 6), Want(7, 2**63, 0.005), Traffic(7),
         {"kind": "facts", "name": "caf\u00e9 \udc80", "text": "x" * 300_000},
     ]  # fmt: skip
     for each in sent:

@@ -60,11 +60,15 @@ class Worker:
         settings = restore(message["settings"], message["sources"])
         url = settings.upstream_url()
         place = Place(self.channel, message["index"], message["count"], url, options_of(settings))
-        self.databases = Mirrors(place, self._files, say)
-        self.node = Node(settings, self.databases, say)
+
+        def log(text: str) -> None:
+            say(f"worker {place.index}: {text}")
+
+        self.databases = Mirrors(place, self._files, log)
+        self.node = Node(settings, self.databases, log)
         self.peers = self.node.peers = Peers(self.channel, self.node, message["index"])
         target = read_target(url, settings.upstream.connect_timeout)
-        self.listener = Listener(self.node, target, say, self._sockets)
+        self.listener = Listener(self.node, target, log, self._sockets)
         self.begun.set()
 
     def _lost(self) -> None:

@@ -25,14 +25,14 @@ _LENGTH: Final = Struct("<I")
 _LONGEST: Final = 64 << 20
 _MOST_UNREAD: Final = 128 << 20
 _STATE, _WANT, _TRAFFIC = 1, 2, 3
-_state = Struct("<BBI6Q")
+_state = Struct("<BBI7Q")
 _want = Struct("<BIQd")
 _traffic = Struct("<BI")
 
 
 class State(NamedTuple):
-    """Where a database stands, its stores all done: epoch, W, V and ``fresh_at`` as in the ledger, and two dates of the
-    looks at its catalogue.
+    """Where a database stands, its stores all done: epoch, W, V and ``fresh_at`` as in the ledger, two dates of the
+    looks at its catalogue, and how many alarms of workers were heard.
     """
 
     database: int
@@ -44,6 +44,7 @@ class State(NamedTuple):
     fresh_at: int
     looked_at: int
     confirmed: int
+    heard: int
 
     def packed(self) -> bytes:
         flags = self.serving | self.fills << 1

@@ -237,7 +237,13 @@ class Coverage:
         self.catalogue_alarm(reason)
         if self.on_heard is not None:
             self.on_heard()
+        self._moved()
         return True
+
+    @property
+    def heard(self) -> int:
+        """How many alarms of workers were heard."""
+        return sum(self._heard)
 
     def _moved(self) -> None:
         if self.on_move is not None:

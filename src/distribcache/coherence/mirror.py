@@ -16,7 +16,8 @@ Rules:
 3. A change of the catalogue that was seen here is counted in this worker's word *first*, and then the clock is read for
    its floor. Main compares the counts before it stores ``fresh_at``. So a ``fresh_at`` beyond that floor comes from a
    question that was asked after the count was there, and the alarm was seen (R6). Sessions that ask for no floor,
-   ``eventual`` ones, have one in the moment of the last such change.
+   ``eventual`` ones, have one in the moment of the last such change. While main has heard of fewer alarms than were
+   counted there are no fills either, and no write is believed to leave a session what it is.
 4. The epoch of a fill is that which main has told with V, not the one in the shared words, which may be younger: a
    position of one epoch is never dated by another.
 5. Questions of the analysis go over a connection of the worker's own, to the very server that main's reader follows.
@@ -96,7 +97,8 @@ class Mirror:
         self.alarmed: memoryview | None = None
         self._place = place
         self._serving = self._fills = False
-        self._confirmed = 0
+        self._confirmed = self._heard = 0
+        self._counts = memoryview(b"")
         self._facts: Mapping[str, Any] = {}
         self._waiters: list[tuple[int, asyncio.Future[bool]]] = []
         self._want: tuple[int, float] | None = None
@@ -131,11 +133,12 @@ class Mirror:
         self.ledger, self.words = ledger, ledger.words
         self.floors = ledger.words[FLOORS : FLOORS + workers]
         self.alarmed = ledger.words[ALARMED : ALARMED + workers]
+        self._counts = ledger.words[ALARMS : ALARMS + workers]
         self._asked.clear()
         self._refused.clear()
         self.head[:] = memoryview(bytes(len(self.head) * 8)).cast("Q")
         self._serving = self._fills = False
-        self.looked_at = self._confirmed = 0
+        self.looked_at = self._confirmed = self._heard = 0
         self._ended()
 
     def learn(self, message: Mapping[str, Any]) -> None:
@@ -166,7 +169,7 @@ class Mirror:
         head, fresh_at = self.head, state.fresh_at
         ended = head[EPOCH] != state.epoch
         head[EPOCH], head[W], head[V], head[FRESH_AT] = state.epoch, state.applied, state.visible, fresh_at
-        self._serving, self._fills = state.serving, state.fills
+        self._serving, self._fills, self._heard = state.serving, state.fills, state.heard
         self.looked_at, self._confirmed = state.looked_at, state.confirmed
         if ended:
             self._ended()
@@ -210,7 +213,8 @@ class Mirror:
 
     @property
     def _current(self) -> bool:
-        return self.words[EPOCH] == self.head[EPOCH]
+        """Is what main has told still all that there is to know of epochs and alarms?"""
+        return self.words[EPOCH] == self.head[EPOCH] and sum(self._counts) == self._heard
 
     @property
     def epoch(self) -> int:
@@ -219,7 +223,7 @@ class Mirror:
 
     @property
     def serving(self) -> bool:
-        return self._serving
+        return self._serving and self._current
 
     @property
     def plugin(self) -> str:
@@ -227,7 +231,9 @@ class Mirror:
 
     @property
     def reason(self) -> str:
-        return "" if self._serving else str(self._facts.get("reason") or "catching_up")
+        if self._serving:
+            return "" if self._current else "catalogue_alarm"
+        return str(self._facts.get("reason") or "catching_up")
 
     @property
     def detail(self) -> str:
@@ -319,7 +325,8 @@ class Mirror:
         want, self._want = self._want, None
         if want is not None:
             self._waiters = [waiter for waiter in self._waiters if not waiter[1].done()]
-            self._place.channel.send(Want(self.number, *want))
+            if not self._place.channel.full:  # main does not read: nobody is helped by asking again and again
+                self._place.channel.send(Want(self.number, *want))
 
     def catalogue_alarm(self, reason: str) -> None:
         """A DDL, GRANT or REVOKE was seen, and is about to be acknowledged (rule 3)."""
@@ -339,7 +346,7 @@ class Mirror:
     def note_traffic(self) -> None:
         """Somebody uses this database: probes and polls keep up with it."""
         now = now_ns()
-        if now - self._told_traffic > _TRAFFIC_NS and self.number:
+        if now - self._told_traffic > _TRAFFIC_NS and self.number and not self._place.channel.full:
             self._told_traffic = now
             self._place.channel.send(Traffic(self.number))
 

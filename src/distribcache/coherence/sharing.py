@@ -314,7 +314,7 @@ class SharedDatabases(Databases):
             words, coverage = coherence.words, coherence.coverage
             state = State(
                 number, coherence.serving, coverage.running and not coverage.alarms, coherence.epoch,
-                words[W], words[V], words[FRESH_AT], coherence.looked_at, coverage.confirmed,
+                words[W], words[V], words[FRESH_AT], coherence.looked_at, coverage.confirmed, coverage.heard,
             )  # fmt: skip
             if peer.states.get(number) != state:
                 peer.states[number] = state

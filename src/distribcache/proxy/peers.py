@@ -19,6 +19,7 @@ from distribcache.proxy.shows import Others, part_of
 __all__ = ["Peers"]
 
 _PATIENCE_S: Final = 2.0
+_CANCEL_PATIENCE_S: Final = 0.5
 _EVERY_S: Final = 1.0
 
 
@@ -37,7 +38,7 @@ class Peers:
     def start(self) -> None:
         """Tell main from time to time what was counted: it keeps that when this process is gone."""
         figures = figures_of(self._node).plain()
-        if figures != self._pushed:
+        if figures != self._pushed and not self._channel.full:
             self._pushed = figures
             self._channel.send({"kind": "figures", **figures})
         self._timer = asyncio.get_running_loop().call_later(_EVERY_S, self.start)
@@ -48,13 +49,13 @@ class Peers:
             self._timer.cancel()
         self._channel.send({"kind": "figures", **figures_of(self._node).plain()})
 
-    async def _ask(self, message: dict[str, Any]) -> dict[str, Any]:
+    async def _ask(self, message: dict[str, Any], seconds: float = _PATIENCE_S) -> dict[str, Any]:
         """Main's answer, or nothing when it is late."""
         number = next(self._numbers)
         answer = self._answers[number] = asyncio.get_running_loop().create_future()
         self._channel.send({**message, "id": number})
         try:
-            async with asyncio.timeout(_PATIENCE_S):
+            async with asyncio.timeout(seconds):
                 found: dict[str, Any] = await answer
                 return found
         except TimeoutError:
@@ -70,7 +71,7 @@ class Peers:
 
     async def cancelled(self, pid: int, secret: bytes) -> bool:
         """Has another worker this session, and must upstream not be told? See ``Session.cancelled``."""
-        answer = await self._ask({"kind": "cancel", "pid": pid, "secret": secret.hex()})
+        answer = await self._ask({"kind": "cancel", "pid": pid, "secret": secret.hex()}, _CANCEL_PATIENCE_S)
         return bool(answer.get("silent"))
 
     def hear(self, message: dict[str, Any]) -> None:
