@@ -264,10 +264,10 @@ def test_an_audit_never_makes_the_client_wait_for_a_lock(proxy: InnerProxy, stoc
 def test_a_cancel_behind_an_audit_ends_the_waiting_statement_and_nothing_else(
     proxy: InnerProxy, stock: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from distribcache.proxy import audits
+    from distribcache.proxy import again
 
-    monkeypatch.setattr(audits, "_LOCK_MS", 60_000)
-    monkeypatch.setattr(audits, "_LEAST_MS", 60_000)
+    monkeypatch.setattr(again, "_LOCK_MS", 60_000)
+    monkeypatch.setattr(again, "_LEAST_MS", 60_000)
     with proxy.connect() as connection, stock.connect() as other:
         warm(connection)
         with other.transaction():

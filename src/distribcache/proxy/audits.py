@@ -5,7 +5,7 @@ some sessions; the next hit of an armed session is remembered as it was served (
 behind its answer. A different answer is judged later, when the ledger is complete up to the moment at which it came;
 the client does not wait for that.
 
-Rules of the road (as for all work of ours on a client's connection, coherence trap 15):
+Rules of the road, which ``again`` keeps (as for all work of ours on a client's connection, coherence trap 15):
 1. Only when upstream is idle, nothing is outstanding and the client has sent nothing more; in the extended protocol
    under reserved names. The client's next message waits for our ReadyForQuery.
 2. The question cannot make the client wait for long: it may wait 50 ms for a lock, and run a few times as long as its
@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from xxhash import xxh3_64_hexdigest
@@ -28,13 +27,13 @@ from distribcache.clock import now_ns
 from distribcache.coherence.auditor import Cause, Finding, Sampler, Served, Tally, Verdict, judge
 from distribcache.coherence.ledger import W
 from distribcache.coherence.lsn import format_lsn
-from distribcache.entry import COST_NS, FILL, PAYLOAD, TABLES, Entry
+from distribcache.entry import COST_NS, FILL, TABLES, Entry
+from distribcache.proxy.again import Hit, ask, last_unit, messages_of
 from distribcache.proxy.campaign import Campaign
-from distribcache.proxy.compare import Answer, compare, read_answer
-from distribcache.proxy.group import Message, Run, cut, parse_message
-from distribcache.proxy.replies import Op
+from distribcache.proxy.compare import Answer, compare
+from distribcache.proxy.group import Run, cut
 from distribcache.sql.fingerprint import template
-from distribcache.wire.messages import SYNC, Front, bind, close, describe, execute, message, parse
+from distribcache.wire.messages import Front
 
 if TYPE_CHECKING:
     from distribcache.coherence.database import Coherence
@@ -42,38 +41,15 @@ if TYPE_CHECKING:
     from distribcache.proxy.session import Session
     from distribcache.tiers.hot import HotCache
 
-__all__ = ["ALWAYS", "Audits", "Hit"]
+__all__ = ["ALWAYS", "Audits"]
 
 ALWAYS: Final = 1 << 60
 """How many hits of a session are audited while somebody has asked for all of them."""
 
-_BOUNDS = b"distribcache bounds"
-_AGAIN = b"distribcache audit"
-_LOCK_MS = 50
-_LEAST_MS = 100
-_TIMES = 4
 _MOST_JUDGED = 1000
 """Different answers that wait for their verdict at a time."""
 _PATIENCE_S = 10.0
 _GLANCE_S = 0.05
-_ERROR = ord("E")
-
-
-@dataclass(frozen=True, slots=True)
-class Hit:
-    """One hit to be asked again. ``limit``: of the client's Execute; ``bound``: the Bind behind its two names.
-
-    ``name``: the client's own prepared statement; none: ``sql`` is prepared again.
-    """
-
-    key: tuple[int, bytes]
-    served: Served
-    name: bytes
-    sql: bytes
-    oids: tuple[int, ...]
-    bound: bytes
-    limit: int
-    campaign: Campaign | None
 
 
 class Audits:
@@ -139,7 +115,7 @@ class Audits:
         if entry is None or not s.idle:
             return
         try:
-            unit = _last_unit(unit)
+            unit = last_unit(unit)
             kind = unit[0]
             key = (s.hot.ident, unit if kind == Front.QUERY else unit[:-5])
             if kind == Front.BIND:
@@ -147,7 +123,7 @@ class Audits:
                 key = (s.hot.names[unit[6 : start - 1]][0], unit[start:-5])
             hit = self._hit(s, key, entry, unit if kind == Front.QUERY else unit[:-5])
             if hit is not None:
-                self._ask(s, hit)
+                ask(s, hit, self._comparing(s, hit))
         except Exception as error:  # noqa: BLE001 - the client has its answer: an audit is never an error of its own
             s.armed = 0
             s.node.failed(error)
@@ -164,7 +140,7 @@ class Audits:
         """The slower path is through with what the client has sent."""
         hit, s.audited = s.audited, None
         if hit is not None and s.idle:
-            self._ask(s, hit)
+            ask(s, hit, self._comparing(s, hit))
 
     def _hit(self, s: Session, key: tuple[int, bytes], entry: Entry, asked: bytes) -> Hit | None:
         """None when it is not a statement by itself, or took too long."""
@@ -174,7 +150,7 @@ class Audits:
         if asked[0] == Front.QUERY:
             sql = asked[5:-1]
         else:
-            items = cut(_messages(asked))
+            items = cut(messages_of(asked))
             run = items[0]
             if len(items) != 1 or not isinstance(run, Run):
                 return None
@@ -200,57 +176,16 @@ class Audits:
         )  # fmt: skip
         return Hit(key, served, name, sql, oids, bound, limit, campaign)
 
-    # ---- asking -----------------------------------------------------------------------------------------------------
+    # ---- judging ----------------------------------------------------------------------------------------------------
 
-    def _ask(self, s: Session, hit: Hit) -> None:
-        entry = hit.served.entry
-        first = read_answer(entry[PAYLOAD])
-        second = Answer()
-
-        def noted(kind: int, message: bytes) -> None:
-            if kind == _ERROR:
-                second.error = _sqlstate(message)
-
-        def described(kind: int, message: bytes) -> None:
-            second.description = message
-            noted(kind, message)
-
-        def executed(kind: int, message: bytes) -> None:
-            second.end = message
-            noted(kind, message)
-
-        def done(kind: int, message: bytes) -> None:
-            s.asked = False
+    def _comparing(self, s: Session, hit: Hit) -> Callable[[Answer, Answer], None]:
+        def answered(first: Answer, second: Answer) -> None:
             try:
                 self._compare(s, hit, first, second)
             except Exception as error:  # noqa: BLE001 - see above
                 s.node.failed(error)
 
-        statement = hit.name or _AGAIN
-        closing = close(b"S", _BOUNDS) + close(b"S", _AGAIN)  # first, because a question may have failed before its end
-        question = (
-            closing
-            + parse(_BOUNDS, _bounds(s, entry)) + bind(_BOUNDS, _BOUNDS) + execute(_BOUNDS)
-            + (b"" if hit.name else parse(_AGAIN, hit.sql, hit.oids))
-            + message(Front.BIND, _AGAIN, b"\0", statement, b"\0", hit.bound)
-            + describe(b"P", _AGAIN)
-            + execute(_AGAIN, hit.limit or len(first.rows) + 1)
-            + closing
-            + SYNC
-        )  # fmt: skip
-        for each in _messages(question):
-            if each.kind == Front.DESCRIBE:
-                op = Op(each.kind, ours=True, done=described)
-            elif each.kind == Front.EXECUTE and each.name == _AGAIN:
-                op = Op(each.kind, ours=True, rows=second.rows, room=len(entry[PAYLOAD]), done=executed)
-            else:
-                op = Op(each.kind, ours=True, done=done if each.kind == Front.SYNC else noted)
-            s.replies.expect(op)
-        if hit.campaign is None:
-            s.armed -= 1
-        s.ask(question)
-
-    # ---- judging ----------------------------------------------------------------------------------------------------
+        return answered
 
     def _compare(self, s: Session, hit: Hit, first: Answer, second: Answer) -> None:
         age = hit.served.age_ns
@@ -318,39 +253,3 @@ class Audits:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(judged)
-
-
-def _messages(data: bytes) -> list[Message]:
-    messages, at = [], 0
-    while at < len(data):
-        end = at + 1 + int.from_bytes(data[at + 1 : at + 5], "big")
-        messages.append(parse_message(data, at, end))
-        at = end
-    return messages
-
-
-def _last_unit(data: bytes) -> bytes:
-    """The last of whole units: a Query, or messages up to Sync."""
-    start = at = 0
-    while at < len(data):
-        end = at + 1 + int.from_bytes(data[at + 1 : at + 5], "big")
-        if end < len(data) and data[at] in (Front.QUERY, Front.SYNC):
-            start = end
-        at = end
-    return data[start:]
-
-
-def _bounds(s: Session, entry: Entry) -> bytes:
-    """Rule 2, as a statement: for the implicit transaction of the question only."""
-    most = max(_LEAST_MS, _TIMES * entry[COST_NS] // 1_000_000)
-    own = s.scope.statement_timeout_ms if s.scope is not None else 0
-    most = min(most, own) if own else most
-    return (
-        f"SELECT pg_catalog.set_config('lock_timeout', '{_LOCK_MS}', true), "
-        f"pg_catalog.set_config('statement_timeout', '{most}', true)"
-    ).encode()
-
-
-def _sqlstate(error: bytes) -> bytes:
-    at = error.find(b"\0C", 5) + 2
-    return error[at : at + 5]

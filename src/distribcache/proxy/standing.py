@@ -33,7 +33,7 @@ from distribcache.sql.cacheability import Kind, Parsed
 from distribcache.sql.effects import UNKNOWN, Effects, effects
 
 if TYPE_CHECKING:
-    from distribcache.proxy.audits import Hit
+    from distribcache.proxy.again import Hit
 
 __all__ = ["Standing"]
 
