@@ -83,7 +83,8 @@ BEGUN_ANEW: Final[dict[str, str]] = {
     "slot_changed": "the slot of that name is not as we made it",
     "slot_ahead": "the slot was moved beyond what the file of the last run has seen",
     "log_went_back": "PostgreSQL's log ends before what the last run has seen",
-    "catalogue_changed": "the catalogue, roles or settings were changed meanwhile",
+    "catalogue_changed": "the catalogue, roles or settings were changed meanwhile, "
+    "or PostgreSQL recovered from a crash, which resets its counters of them",
     "link_lost": "the change stream was interrupted",
 }
 """Why nothing of an earlier coverage is used: stable codes, and a sentence."""
