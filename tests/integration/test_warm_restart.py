@@ -12,6 +12,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from fix_cli import Cli
 from fix_postgres import QUIET, Database, MakePostgres, create_database, drop_database
 from fix_proxy import InnerProxy, MakeInnerProxy, MakeProxy, ProxyProcess, last
 from muted import kept_and_muted
@@ -650,3 +651,35 @@ def test_a_server_that_was_restarted(
     assert why(second) == "server_restarted", second.log
     assert outcomes(second, {1: 2}, 2) == (0, 0)
     second.stop()
+
+
+def test_the_doctor_knows_them_and_teardown_drops_them(
+    make_node: MakeNode, stock: Database, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def check() -> dict[str, Any]:
+        found = {each["name"]: each for each in cli("doctor", "--upstream", stock.url(), "--json").json["checks"]}
+        return found.get("kept_slots", {})
+
+    assert check() == {}
+    first = make_node()
+    fill(first, 5)
+    name = slot_of(stock)
+    assert f"{name} (in use, " in check()["detail"]
+    first.stop()
+    found = check()
+    assert (found["status"], f"{name} (waits, " in found["detail"]) == ("advice", True)
+    assert "teardown" in found["fix"][0]
+    torn = cli("teardown", "--upstream", stock.url(), "--json")
+    assert {"thing": f"replication slot {name}", "outcome": "removed", "why": "", "fix": ""} in torn.json["deeds"]
+    assert slots(stock) == []
+    second = make_node()
+    assert why(second) == "slot_missing", second.log
+    fill(second, 5)
+    saved(second)
+    torn = cli("teardown", "--upstream", stock.url(), "--json")  # asks a running one to leave
+    assert torn.json["ok"]
+    assert slots(stock) == []
+    until(lambda: not has_state(tmp_path), "the state outlives its slot")
+    monkeypatch.setenv("DISTRIBCACHE_FRESHNESS_SLOT", "persistent")
+    monkeypatch.setenv("DISTRIBCACHE_L2_PATH", str(tmp_path / "l2"))
+    assert check()["detail"].startswith("none yet")

@@ -234,3 +234,13 @@ def test_the_share_of_audits_is_a_share(tmp_path: Path, monkeypatch: pytest.Monk
     for wrong in ("2", "-1", "often"):
         with pytest.raises(ConfigError, match=r"audit\.sample"):
             load(None, {"audit.sample": wrong})
+
+
+def test_a_slot_that_outlives_us_needs_a_place_for_the_rest(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"freshness\.slot: persistent needs a directory") as raised:
+        load(None, {"freshness.slot": "persistent"})
+    assert "set l2.path" in raised.value.hint
+    settings = load(None, {"freshness.slot": "persistent", "l2.path": str(tmp_path)})
+    assert settings.freshness.slot == "persistent"
+    with pytest.raises(ConfigError, match=r"freshness\.slot"):
+        load(None, {"freshness.slot": "eternal"})

@@ -73,6 +73,13 @@ SELECT current_setting('server_version') AS version, current_setting('server_ver
 """
 
 
+_KEPT = """
+SELECT slot_name AS name, active,
+       coalesce(pg_size_pretty(pg_wal_lsn_diff(pg_current_wal_insert_lsn(), restart_lsn)), 'lost') AS kept
+  FROM pg_replication_slots WHERE slot_name LIKE %(ours)s AND NOT temporary ORDER BY slot_name
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class Check:
     """One prerequisite and how the server stands to it."""
@@ -92,6 +99,7 @@ def examine(settings: Settings, dbname: str | None = None) -> tuple[str, list[Ch
         checks += _judge(row)
         checks.append(_pooler(connection, row))
         checks.append(_event_trigger(connection, row))
+        checks += _kept(connection, settings, row)
         checks.append(_replication_connection(settings, dbname, _blocking(checks)))
         checks += _plugin(connection, _blocking(checks), settings.freshness.plugin)
         return str(row["version"]), checks
@@ -205,6 +213,23 @@ def _event_trigger(connection: Connection, row: dict[str, Any]) -> Check:
     if row["is_super"]:
         return Check("event_trigger", "advice", detail, ("-- run: distribcache setup",))
     return Check("event_trigger", "advice", detail, ("-- run as superuser: distribcache setup",))
+
+
+def _kept(connection: Connection, settings: Settings, row: dict[str, Any]) -> Iterator[Check]:
+    """Persistent slots of the cache: what they hold back, and what they need."""
+    slots = connection.execute(_KEPT, {"ours": SLOT_PATTERN}).fetchall()
+    wanted = settings.freshness.slot == "persistent"
+    if not slots and not wanted:
+        return
+    found = [f"{each['name']} ({'in use' if each['active'] else 'waits'}, {each['kept']})" for each in slots]
+    detail = f"they keep the change stream over a restart: {_list(found)}" if found else "none yet"
+    if wanted and row["slot_keep"] == "-1":
+        detail += "; freshness.slot = persistent has no effect without max_slot_wal_keep_size"
+        yield Check("kept_slots", "advice", detail, ("ALTER SYSTEM SET max_slot_wal_keep_size = '10GB';", _RELOAD))
+    elif any(not each["active"] for each in slots):
+        yield Check("kept_slots", "advice", detail, ("-- if no cache is to come back for it: distribcache teardown",))
+    else:
+        yield Check("kept_slots", "ok", detail)
 
 
 def _replication_connection(settings: Settings, dbname: str | None, blocked: list[str]) -> Check:
