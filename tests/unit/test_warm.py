@@ -266,7 +266,7 @@ def test_after_a_failure_records_are_let_go_and_drops_kept() -> None:
     queue.put(digest(3), record())
     queue.put(digest(4), record())
     queue.gave_up()
-    assert queue.take_drops() == {digest(2): Drop(Cause.DISCARDED), digest(3): Drop(Cause.DISCARDED)}
+    assert queue.take() == {digest(2): Drop(Cause.DISCARDED), digest(3): Drop(Cause.DISCARDED)}
     assert (queue.find(digest(4)), queue.bytes_used) == (None, 0)
 
 
@@ -447,9 +447,23 @@ def test_what_is_asked_for_again_comes_in_when_it_is_nearly_full(tmp_path: Path)
         # What stands there already may be replaced, and what was dropped come back.
         assert cache.put(digest(7), record(mark=1))
         cache.discard(digest(8))
+        assert cache.flush()
         assert cache.put(digest(8), record(mark=2))
         assert cache.flush()
         assert (cache.get(digest(7)), cache.get(digest(8))) == (record(mark=1), record(mark=2))
+
+
+def test_what_is_queued_may_be_replaced_when_it_is_nearly_full(tmp_path: Path) -> None:
+    with warm(tmp_path / "l2", size="1MB") as cache:
+        fill(cache, range(190))
+        with child("hold", tmp_path / "l2", "write"):
+            numbers = iter(range(190, 300))
+            while cache.put(digest(number := next(numbers)), record(noise(number, 3000))):
+                pass
+            assert cache.stats().refusals == {"not_wanted": 1}
+            assert number > 191
+            assert cache.put(digest(190), record(mark=1))
+            assert cache.get(digest(190)) == record(mark=1)
 
 
 def test_while_there_is_room_everything_comes_in(tmp_path: Path) -> None:

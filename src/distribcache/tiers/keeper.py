@@ -179,7 +179,7 @@ class Keeper:
             self._enter()
 
     def _enter(self) -> None:
-        """Open, do what had to wait, and be on."""
+        """Open, and be on. What is to be dropped waits in the queue, where look-ups see it."""
         self.place.enter(self.shelf.file_size, self._rest)
         if self._needed and (code := self.place.lack_of_room(self._needed)):
             raise OffError(code, "there is still no room for what failed", where=str(self._path))
@@ -194,10 +194,6 @@ class Keeper:
         if self.place.anew:
             self.kept.failed("begun_anew")
         self.kept.wrote(self.shelf.trim())
-        if self.queue.is_clearing:
-            self._clear()
-        while drops := self.queue.take_drops():
-            self._write(drops)
         self.used = self.shelf.totals().charged
         self._set_off("", "")
         self._tried.set()

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from itertools import islice
 from typing import Final
 
 from distribcache.tiers.base import Digest, Record
@@ -173,19 +172,10 @@ class Queue:
                 if taken and (size > self._batch or len(taken) >= self._at_once):
                     break
                 taken[digest] = item
-            return self._take(taken)
-
-    def take_drops(self) -> dict[Digest, Item]:
-        """Some of what must go before anything is found again."""
-        with self._changed:
-            drops = (digest for digest, item in self._waiting.items() if isinstance(item, Drop))
-            return self._take({digest: self._waiting[digest] for digest in islice(drops, self._at_once)})
-
-    def _take(self, taken: dict[Digest, Item]) -> dict[Digest, Item]:
-        self._writing = taken
-        for digest in taken:
-            self._forget(digest)
-        return taken
+            self._writing = taken
+            for digest in taken:
+                self._forget(digest)
+            return taken
 
     def written(self) -> None:
         with self._changed:

@@ -10,8 +10,8 @@ Rules:
    that is not in the page cache, so a third of a second for 16 MB. An event loop asks with ``find``, which leaves
    entries larger than ``INLINE`` alone and says so, and then with ``get`` in another thread.
 2. ``put`` takes a record into a queue, bounded in bytes. From then on look-ups of this process find it; other
-   processes do once it is written. ``discard`` and ``clear`` hold at once in this process, and while the tier is off
-   too: then they are done before it is on again.
+   processes do once it is written. ``discard`` and ``clear`` hold at once in this process, and are not lost while the
+   tier is off.
 3. An expired record is a miss, and leaves. So is one from the future: the clock was set back, and its expiry is void.
 4. When the tier is nearly full an answer comes in only if it was wanted before (``ghost``), or stands there already.
 5. The tier is off, with a ``reason``, while it cannot be used, and comes back by itself.
