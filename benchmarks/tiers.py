@@ -10,6 +10,7 @@ of the clock around a look-up is measured too and taken off the p50.
 * *L2*: ``WarmCache.get`` from the page cache, checksum and unpacking and a new record included.
 * *cold*: the same after the files were dropped from the page cache, for few keys each time, so that what is read ahead
   of one look-up seldom serves the next. The disk may have a cache of its own.
+* *one read*: a payload read from a known place in a file, in one call: what this disk and this machine can do.
 * *diskcache*, *cashews*: bytes with an expiry; nothing is compressed and nothing checked. cashews is awaited.
 
 Half of a payload can be compressed away. The last lines say whether L2 keeps to its budget for 4 KB: p50 below 20 µs,
@@ -143,6 +144,27 @@ def of_warm(compression: str, where: Path) -> Target:
     return Target(f"L2 {compression}", get, put, settle, cool, end, is_disk=True)
 
 
+def of_file(where: Path) -> Target:
+    path = where / "file"
+    file = os.open(path, os.O_RDWR | os.O_CREAT)
+    places: dict[Digest, tuple[int, int]] = {}
+    end = 0
+
+    def put(digest: Digest, payload: bytes) -> None:
+        nonlocal end
+        places[digest] = (len(payload), end)
+        end += os.pwrite(file, payload, end)
+
+    def cool() -> None:
+        drop([path])
+        os.posix_fadvise(file, 0, 0, os.POSIX_FADV_RANDOM)
+
+    return Target(
+        "one read", lambda digest: os.pread(file, *places[digest]), put, cool=cool, end=lambda: os.close(file),
+        is_disk=True,
+    )  # fmt: skip
+
+
 def of_diskcache(where: Path) -> Target:
     path = where / "diskcache"
     cell = [diskcache.Cache(str(path), size_limit=2 << 30)]
@@ -187,6 +209,7 @@ def targets(where: Path) -> list[Target]:
         of_warm("lz4", where),
         of_warm("zstd", where),
         of_warm("none", where),
+        of_file(where),
         of_diskcache(where),
         of_cashews("disk", f"disk://?directory={where / 'cashews'}", is_disk=True),
         # Tiers on other machines, and clients of the same servers, come here: Target(..., is_awaited=True).
@@ -288,6 +311,8 @@ def budget(size: int, present: list[Target]) -> list[str]:
         return []
     lines = []
     for target in present:
+        if target.name == "one read":
+            lines.append(f"one read of this disk: p99 {quantile(target.cold_times, 0.99):.0f} µs")
         if target.name == "L2 lz4":
             warm, cold = quantile(target.times, 0.5), quantile(target.cold_times, 0.99)
             lines.append(f"budget, L2 with 4 KB from the page cache: p50 {warm:.1f} µs of {BUDGET_P50_US}")
