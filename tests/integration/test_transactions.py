@@ -8,19 +8,26 @@ never: a snapshot that outlives one statement, or is watched for conflicts, is t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from typing import Any
 
 import psycopg
 import pytest
 from fix_postgres import create_database, drop_database
 from fix_proxy import InnerProxy
+from mutes import MUTES
 from rawclient import run
 from transactions import COUNT, PROTOCOLS, READ, STOCK, Stage, begins, played, warm
 
 from distribcache.cli.postgres import Postgres
+from distribcache.coherence.scope import Scope, read_scope
+from distribcache.proxy import extended, questions, simple, transaction
+from distribcache.proxy.standing import Standing
 from distribcache.wire.messages import SYNC, query
 
+Set = Callable[[object, str, object], None]
 CHANGE = "UPDATE item SET price = price + 1 WHERE id = 7"
 LEVELS = ("READ UNCOMMITTED", "READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE")
 MODES = (*(f"ISOLATION LEVEL {level}" for level in LEVELS), "READ ONLY", "READ WRITE", "DEFERRABLE")
@@ -29,8 +36,8 @@ WHAT = [f"me: SHOW {name}" for name in SHOWS]
 TWICE = [f"me*: {READ}", f"me*: {COUNT}", f"me*: {READ}"]
 
 
-@pytest.fixture(scope="module")
-def stage(postgres: Postgres) -> Iterator[Stage]:
+@contextmanager
+def staged(postgres: Postgres) -> Iterator[Stage]:
     database = create_database(postgres)
     database.execute(*STOCK)
     # What may be served is served: a wait on a busy machine is no reason to go to the server.
@@ -40,6 +47,19 @@ def stage(postgres: Postgres) -> Iterator[Stage]:
     stage.close()
     proxy.stop()
     drop_database(database)
+
+
+@pytest.fixture(scope="module")
+def stage(postgres: Postgres) -> Iterator[Stage]:
+    with staged(postgres) as stage:
+        yield stage
+
+
+@pytest.fixture
+def own_stage(postgres: Postgres) -> Iterator[Stage]:
+    """For tests that mute a rule, and so leave answers in memory that nobody may see."""
+    with staged(postgres) as stage:
+        yield stage
 
 
 both = pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -228,9 +248,9 @@ AHEAD = {
 @both
 @pytest.mark.parametrize("ahead", AHEAD)
 def test_set_transaction(stage: Stage, ahead: str, protocol: str) -> None:
-    begins = ("BEGIN", "BEGIN NOT DEFERRABLE", "BEGIN ISOLATION LEVEL REPEATABLE READ", "BEGIN READ ONLY")
+    starts = ("BEGIN", "BEGIN NOT DEFERRABLE", "BEGIN ISOLATION LEVEL REPEATABLE READ", "BEGIN READ ONLY")
     for number, text in enumerate(SETS):
-        for begin in begins if protocol == "simple" else begins[number % 2 :: 2]:
+        for begin in starts if protocol == "simple" else starts[number % 2 :: 2]:
             script = [
                 f"me: {begin}", *AHEAD[ahead], f"me: {text}", *WHAT, f"me: {READ}", f"out: {CHANGE}", f"me-: {READ}",
                 f"me: {CHANGE}", "me: COMMIT", *WHAT, f"me: {READ}",
@@ -401,9 +421,32 @@ def test_write_skew(stage: Stage, level: str, who: str, protocol: str) -> None:
     played(stage, script, PROTOCOLS[protocol], served=is_served(begin))
 
 
+def mute_watched(put: Set) -> None:
+    """Who is watched is served like anybody."""
+    read = read_scope
+
+    def lax(*what: Any) -> Scope:
+        scope = read(*what)
+        return replace(scope, refusal="") if scope.refusal == "isolation" else scope
+
+    put(questions, "read_scope", lax)
+
+
+@pytest.mark.sabotage
+@pytest.mark.parametrize("reads", ["one by one", "in one group"])
+def test_without_that_the_anomaly_is_let_through(own_stage: Stage, monkeypatch: pytest.MonkeyPatch, reads: str) -> None:
+    mute_watched(monkeypatch.setattr)
+    assert failures(own_stage, "serializable", reads) == [True, False]
+
+
 @pytest.mark.parametrize("reads", ["one by one", "in one group", "in a transaction"])
 @pytest.mark.parametrize("default", ["serializable", "read committed"])
 def test_a_reader_whose_reads_are_watched(stage: Stage, default: str, reads: str) -> None:
+    watched = default == "serializable" or reads == "in a transaction"
+    assert failures(stage, default, reads) == [watched, watched]
+
+
+def failures(stage: Stage, default: str, reads: str) -> list[bool]:
     """The anomaly of the one that only reads: it sees that the batch is closed, but not the receipt still to be written
     into it. The server sees what it has read, and lets the writer fail; a read from memory it would not see.
     """
@@ -442,8 +485,7 @@ def test_a_reader_whose_reads_are_watched(stage: Stage, default: str, reads: str
                 failed.append(True)
             else:
                 failed.append(False)
-    watched = default == "serializable" or reads == "in a transaction"
-    assert failed == [watched, watched]
+    return failed
 
 
 @pytest.mark.parametrize("again", ["one group", "one by one"])
@@ -478,3 +520,57 @@ def test_a_level_behind_a_read_of_the_same_group(stage: Stage, opened: str) -> N
             me.exchange(query(b"ROLLBACK"))
     assert answers[1] == answers[0]
     assert any(b"C25001" in each for each in answers[0])
+
+
+# ---- and the table can tell -----------------------------------------------------------------------------------------
+
+
+def mute_levels(put: Set) -> None:
+    put(simple, "begin_meaning", lambda s, statement: "")
+
+
+def mute_level_set_inside(put: Set) -> None:
+    """Neither is it noticed, nor is the session asked for anew."""
+    MUTES["opaque"](put)
+    apply = Standing.apply
+
+    def lax(self: Standing, *what: Any, **how: Any) -> None:
+        before = self.txn.bypass
+        apply(self, *what, **how)
+        self.txn.bypass = before
+
+    put(Standing, "apply", lax)
+
+
+def mute_queries(put: Set) -> None:
+    for module in (simple, extended):
+        put(module, "must_query", lambda *_, **__: False)
+
+
+def mute_names(put: Set) -> None:
+    put(transaction, "_LONGEST", 1000)
+
+
+RED: dict[str, tuple[Callable[[Set], None], list[str]]] = {
+    "levels": (
+        mute_levels, ["me: BEGIN ISOLATION LEVEL REPEATABLE READ", *INSIDES["another's commit between two reads"]],
+    ),
+    "a level set inside": (
+        mute_level_set_inside,
+        ["me: BEGIN", f"me: {SETS[2]}", f"me: {READ}", f"out: {CHANGE}", f"me-: {READ}", f"me: {READ}", "me: COMMIT"],
+    ),
+    "queries": (mute_queries, ["me: BEGIN", *AHEAD["behind a SHOW and a read"], f"me: {SETS[2]}", "me: COMMIT"]),
+    "names": (mute_names, ["me: BEGIN", *INSIDES["a savepoint with a long name"]]),
+    "what it wrote": (MUTES["unseen"], ["me: BEGIN", *INSIDES["a write of its own, taken back"]]),
+}  # fmt: skip
+
+
+@pytest.mark.sabotage
+@pytest.mark.parametrize("rule", RED)
+def test_the_table_finds_what_is_muted(own_stage: Stage, monkeypatch: pytest.MonkeyPatch, rule: str) -> None:
+    mute, script = RED[rule]
+    served = "LEVEL" not in script[0]
+    played(own_stage, script, PROTOCOLS["simple"], served=served, must=False)
+    mute(monkeypatch.setattr)
+    with pytest.raises(AssertionError, match=r" instead of | was "):
+        played(own_stage, script, PROTOCOLS["simple"], served=served, must=False)

@@ -61,7 +61,7 @@ def test_trap_1_a_commit_between_the_read_and_its_registration(
 
         monkeypatch.setattr(lookup, "slots_of", lambda *given: given)
         monkeypatch.setattr(Standing, "_store", late)
-        monkeypatch.setattr(Coverage, "_initial", lambda self, oid: 0)
+        monkeypatch.setattr(Coverage, "watch", lambda self, oid, columns: self.watching.register(oid, columns, 0))
     with Relay(stock.server.port, only=b"victim") as relay:
         proxy = make_inner_proxy(
             f"postgresql://postgres@127.0.0.1:{relay.port}/{stock.name}", {"freshness.max_staleness": "30s"}
