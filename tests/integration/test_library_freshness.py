@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Any
 
 import asyncpg
+import psycopg
 import pytest
-from fix_library import Shop, hit
+from fix_library import Shop, hit, hit_sync
 from muted import kept_and_muted
 
 from distribcache import CacheEntry, DistribCache, DistribCacheConfig, QueryFingerprint
@@ -222,11 +224,36 @@ async def test_only_time_where_that_was_chosen(shop: Shop) -> None:
         await pool.close()
 
 
-async def test_without_a_url_rows_pass_by_and_time_ends_the_rest(shop: Shop) -> None:
-    async with DistribCache(DistribCacheConfig(), log=lambda _: None) as cache:
+async def test_without_a_url_only_time_ends_entries(shop: Shop) -> None:
+    """The verdict is asked for on the connection at hand; whatever must not be cached is not cached there either."""
+    async with DistribCache(DistribCacheConfig(ttl_oltp="1s"), log=lambda _: None) as cache:
         pool = await pool_of(shop)
-        assert await cache.fetch(pool, NAME, 41) == [("item 41",)]
-        assert cache.last.reason == "no_upstream"
+        user = await shop.psycopg("app", autocommit=False)
+        assert await hit(cache, pool, NAME, 41) == [("item 41",)]
+        assert await hit(cache, user, NAME, 41) == [("item 41",)]
+        assert user.info.transaction_status == 0 and not user.autocommit
+        cursor = await user.execute("SHOW search_path")
+        assert await cursor.fetchone() == ('"$user", public',)
+        await user.rollback()
+        shop.outside("UPDATE item SET name = 'later' WHERE id = 41")
+        await asyncio.sleep(1.2)
+        assert await cache.fetch(pool, NAME, 41) == [("later",)]
+        shop.outside("UPDATE item SET name = 'item 41' WHERE id = 41")
+        for text, reason in [
+            ("SELECT random(), id FROM item", "volatile_function"), ("SELECT now(), id FROM item", "time_dependent"),
+            ("SELECT nothing FROM nowhere", "unknown_relation"),
+        ]:  # fmt: skip
+            with contextlib.suppress(asyncpg.UndefinedTableError):
+                await cache.fetch(pool, text)
+            assert cache.last.reason == reason
+        for role, tenant in [("ann", "red"), ("bob", "blue"), ("ann", "blue")]:
+            await user.execute(f"SET ROLE {role}; SET app.tenant = '{tenant}'")
+            await user.commit()
+            for _ in range(3):
+                assert await cache.fetch(user, "SELECT body FROM note ORDER BY id") == [(f"of {role}",)]
+                assert await cache.fetch(user, "SELECT body FROM diary ORDER BY id") == [(f"of {tenant}",)]
+        await user.close()
+        await asyncio.to_thread(_blocking, cache, shop)
         stats = cache.stats()
         assert (stats.invalidation, stats.serving) == ("ttl", True)
         fingerprint = QueryFingerprint.from_query("SELECT * FROM item")
@@ -234,6 +261,13 @@ async def test_without_a_url_rows_pass_by_and_time_ends_the_rest(shop: Shop) -> 
         found = await cache.get(fingerprint)
         assert found is not None and found.data == b"rows"
         await pool.close()
+
+
+def _blocking(cache: DistribCache, shop: Shop) -> None:
+    with psycopg.connect(shop.conninfo()) as connection:
+        assert hit_sync(cache, connection, "SELECT name FROM item WHERE id = %s", 46) == [("item 46",)]
+        cache.fetch_sync(connection, "SELECT random(), id FROM item")
+        assert cache.last.reason == "volatile_function"
 
 
 async def test_ones_own_bound_and_ttl(shop: Shop, cache: DistribCache) -> None:

@@ -29,6 +29,7 @@ from distribcache.config.units import parse_duration
 from distribcache.entry import AT_NS, COST_NS, PAYLOAD, TABLES, WORKLOAD, Entry, make_entry
 from distribcache.errors import ClientError, SerializationError
 from distribcache.library.drivers.base import PassedByError, Question, Result, Session, named_once
+from distribcache.library.examine import Examiner
 from distribcache.library.heat import Heat
 from distribcache.library.keeper import Keeper
 from distribcache.library.outcome import Outcome, Tally, last
@@ -110,6 +111,7 @@ class Fetching:
         self._tally = tally
         self._heat = heat
         self._scopes = Scopes()
+        self._examiner = Examiner()
         self._pools: OrderedDict[str, Standing] = OrderedDict()
         self._extra: tuple[str, ...] = ()
         """Settings that policies were seen to read: part of every scope from then on."""
@@ -195,9 +197,7 @@ class Fetching:
                         return (yield from self._pass(session, question, Outcome("bypass", reason=now_known)))
                     if _told_apart(now_known, known):
                         continue  # the catalogue has moved meanwhile, and with it what they all are
-                plan = yield from keeper.ask(
-                    self._plan(session, question, key, known, wish, floor, shared=shared), Plan("internal_error")
-                )
+                plan = yield from self._planned(session, question, key, known, wish, floor, shared=shared)
                 if plan.missing:
                     self._extra = tuple(sorted({*self._extra, *plan.missing}))[:_MOST_EXTRA]
                     continue
@@ -220,7 +220,7 @@ class Fetching:
     def _may(self, session: Session, question: Question) -> tuple[bytes, str]:
         """The statement as part of a key; or why nothing more needs to be asked about it."""
         keeper = self._keeper
-        reason = keeper.why_not() or session.why_not() or ("" if keeper.coherence.name else "no_upstream")
+        reason = keeper.why_not() or session.why_not()
         reason = reason or ("" if _READ.match(question.text) else "not_a_read")
         return (b"", reason) if reason else _request(question)
 
@@ -330,20 +330,33 @@ class Fetching:
     def _keep(self, key: Key, entry: Entry, place: Place | None, began_ns: int, ttl: float, rows: int) -> None:
         self._tally.fills[self._keeper.put(key, entry, place, began_ns=began_ns, ttl=ttl, rows=rows)] += 1
 
-    async def _plan(
+    def _planned(
         self, session: Session, question: Question, key: Key, known: Known, wish: Wish, floor: int, *, shared: bool
-    ) -> Plan:
+    ) -> Steps[Plan]:
+        keeper = self._keeper
+        examined: Analysis | None = None
+        if not keeper.coherence.name:
+            examined = yield from self._examiner.examine(session, question.text, known)
+        work = self._plan(session, question, key, known, wish, floor, examined, shared=shared)
+        return (yield from keeper.ask(work, Plan("internal_error")))
+
+    async def _plan(
+        self, session: Session, question: Question, key: Key, known: Known, wish: Wish, floor: int,
+        examined: Analysis | None, *, shared: bool,
+    ) -> Plan:  # fmt: skip
         """On the keeper's loop. Everything that must come before the statement is sent comes here."""
         keeper = self._keeper
         coherence, analyst, text = keeper.coherence, keeper.analyst, question.text.encode()
         entry = keeper.find(key)  # here, on its loop, the ledger stands still
         if entry is not None and keeper.fresh(floor) and self._young(key, entry, known, wish):
             return Plan(entry=entry)
-        await analyst.read_long(text)
-        try:
-            analysis = await asyncio.wait_for(analyst.analyse(text, known.scope.schemas), _PATIENCE_S)
-        except TimeoutError:
-            return Plan("analysis_unsettled")
+        analysis = examined
+        if analysis is None:
+            await analyst.read_long(text)
+            try:
+                analysis = await asyncio.wait_for(analyst.analyse(text, known.scope.schemas), _PATIENCE_S)
+            except TimeoutError:
+                return Plan("analysis_unsettled")
         if analysis.refusal is not None:
             return Plan(analysis.refusal.code, refused=True, analysis=analysis)
         if analysis.nocache:

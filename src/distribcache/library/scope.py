@@ -36,6 +36,7 @@ class Known:
 
     scope: Scope
     server: int
+    database: str
     identity: bytes
     asked_under: tuple[int, int]
 
@@ -111,7 +112,7 @@ class Scopes:
         if reason:
             return reason
         facts = f"{scope.server.system_identifier} {scope.server.postmaster_start}".encode()
-        return Known(scope, server, digest(named, facts) if named else b"", asked_under)
+        return Known(scope, server, str(fixed[0]), digest(named, facts) if named else b"", asked_under)
 
 
 def _text(value: Any) -> bytes | None:

@@ -13,13 +13,15 @@ Rules:
 
 from __future__ import annotations
 
+import re
 import weakref
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Any, Protocol
 
+from distribcache.catalog.resolve import Ask
 from distribcache.coherence.tags import Bound
 from distribcache.errors import ClientError
 
@@ -73,9 +75,23 @@ class Session(Protocol):
     def close(self, *, failed: bool) -> Any: ...
     def ask(self, sql: str) -> Any: ...
     def run(self, question: Question, *, alone: bool) -> Any: ...
+    def catalogue(self, work: Callable[[Ask], Coroutine[Any, Any, Any]]) -> Any: ...
     def representation(self, args: tuple[Any, ...]) -> tuple[str, bool]: ...
     def fits(self, marks: Any) -> bool: ...
     def bound(self, question: Question) -> Bound: ...
+
+
+CALM = "SET LOCAL search_path = pg_catalog; SET LOCAL jit = off; SET LOCAL plan_cache_mode = force_generic_plan"
+"""How questions to the catalogue are asked on an application's connection, in a transaction of their own."""
+
+
+def as_sent(sql: str) -> str | None:
+    """A question with psycopg's placeholders, as the server reads it; None for settings, which ``CALM`` has made."""
+    if "set_config" in sql and "FROM" not in sql:
+        return None
+    places = count(1)
+    text = re.sub("%[s%]", lambda found: "%" if found[0] == "%%" else f"${next(places)}", sql)
+    return text.replace("$1::jsonb", "$1::text::jsonb")  # a codec of the application's may write jsonb in its own way
 
 
 _numbers = count(1)

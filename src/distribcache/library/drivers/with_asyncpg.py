@@ -11,7 +11,7 @@ something else, answers depend on whole tables.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Sequence
 from datetime import date
 from typing import Any, Final
 from uuid import UUID
@@ -19,8 +19,17 @@ from uuid import UUID
 import asyncpg
 from asyncpg.pgproto.pgproto import UUID as FastUUID  # noqa: N811
 
+from distribcache.catalog.resolve import Ask
 from distribcache.coherence.tags import UNBOUND, Bound
-from distribcache.library.drivers.base import Question, Result, Session, named_once, only_positional
+from distribcache.library.drivers.base import (
+    CALM,
+    Question,
+    Result,
+    Session,
+    as_sent,
+    named_once,
+    only_positional,
+)
 from distribcache.library.values import register
 
 __all__ = ["maker"]
@@ -115,6 +124,15 @@ class AsyncpgSession:
         if not records:
             return Result((), [])
         return Result(tuple(records[0].keys()), [[_plain(each) for each in record] for record in records])
+
+    async def catalogue(self, work: Callable[[Ask], Coroutine[Any, Any, Any]]) -> Any:
+        async def ask(sql: str, params: Sequence[object]) -> list[tuple[Any, ...]]:
+            text = as_sent(sql)
+            return [] if text is None else [tuple(row) for row in await self._connection.fetch(text, *params)]
+
+        async with self._connection.transaction(readonly=True):
+            await self._connection.execute(CALM)
+            return await work(ask)
 
     def representation(self, args: tuple[Any, ...]) -> tuple[str, bool]:
         if self._representation:

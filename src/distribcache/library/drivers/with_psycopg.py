@@ -19,7 +19,7 @@ import contextlib
 import re
 import threading
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Final
 
 import psycopg
@@ -28,9 +28,10 @@ from psycopg.adapt import PyFormat, Transformer
 from psycopg.pq import Format, PipelineStatus, TransactionStatus
 from psycopg.rows import tuple_row
 
+from distribcache.catalog.resolve import Ask
 from distribcache.coherence.tags import Bound
 from distribcache.errors import ClientError
-from distribcache.library.drivers.base import Question, Result, Session, named_once
+from distribcache.library.drivers.base import CALM, Question, Result, Session, as_sent, named_once
 
 __all__ = ["maker"]
 
@@ -221,6 +222,20 @@ class AsyncSession(_Session):
                 await connection.set_autocommit(False)
 
 
+    async def catalogue(self, work: Callable[[Ask], Coroutine[Any, Any, Any]]) -> Any:
+        async def ask(sql: str, params: Sequence[object]) -> list[tuple[Any, ...]]:
+            text = as_sent(sql)
+            if text is None:
+                return []
+            async with AsyncRawCursor(self._connection, row_factory=tuple_row) as cursor:
+                return await (await cursor.execute(text.encode(), tuple(params) or None)).fetchall()
+
+        async with self._connection.transaction():
+            async with AsyncRawCursor(self._connection) as cursor:
+                await cursor.execute(b"SET TRANSACTION READ ONLY; " + CALM.encode())
+            return await work(ask)
+
+
 class BlockingSession(_Session):
     """See ``Session``."""
 
@@ -265,3 +280,25 @@ class BlockingSession(_Session):
         finally:
             if switches and not connection.closed:
                 connection.set_autocommit(False)
+
+    def catalogue(self, work: Callable[[Ask], Coroutine[Any, Any, Any]]) -> Any:
+        async def ask(sql: str, params: Sequence[object]) -> list[tuple[Any, ...]]:
+            text = as_sent(sql)
+            if text is None:
+                return []
+            with RawCursor(self._connection, row_factory=tuple_row) as cursor:
+                return cursor.execute(text.encode(), tuple(params) or None).fetchall()
+
+        with self._connection.transaction():
+            with RawCursor(self._connection) as cursor:
+                cursor.execute(b"SET TRANSACTION READ ONLY; " + CALM.encode())
+            return _driven(work(ask))
+
+
+def _driven(work: Coroutine[Any, Any, Any]) -> Any:
+    """The result of a coroutine that never waits, because whatever it asks blocks."""
+    try:
+        work.send(None)
+    except StopIteration as end:
+        return end.value
+    raise AssertionError("it waited")
