@@ -392,9 +392,9 @@ def swapped(data: bytearray, page: int, at: int, other: int) -> None:
     )
 
 
-def two_owners(data: bytearray, page: int, nodes: list[int]) -> None:
+def two_owners(data: bytearray, nodes: list[int], pages: int) -> None:
     large = [node for node in nodes if data[node + 4] == 1]
-    first = large[0]
+    first = next(node for node in large if (int.from_bytes(data[node : node + 4], "little") + 16) // 4096 + 1 == pages)
     same = next(node for node in large[1:] if data[node : node + 4] == data[first : first + 4])
     data[same + 24 : same + 32] = data[first + 24 : first + 32]
 
@@ -402,7 +402,8 @@ def two_owners(data: bytearray, page: int, nodes: list[int]) -> None:
 @pytest.mark.parametrize(
     ("name", "harm"),
     [
-        ("two owners", two_owners),
+        ("two owners", lambda data, page, nodes: two_owners(data, nodes, 1)),
+        ("two owners", lambda data, page, nodes: two_owners(data, nodes, 2)),
         ("do not ascend", lambda data, page, nodes: swapped(data, page, 16, 18)),
         ("another kind", lambda data, page, nodes: data.__setitem__(page + 10, 1)),
         ("no sensible bounds", lambda data, page, nodes: data.__setitem__(page + 13, 0xFF)),
