@@ -308,3 +308,66 @@ def test_a_dead_l3_costs_nobody_an_answer(stock: Database, make_inner_proxy: Mak
                 return placed(proxy) > before
 
             until(again, lambda: f"L3 never came back: {node_of(proxy).store.stack.stats()}")
+
+
+@kept_and_muted
+def test_an_answer_that_came_between_the_look_and_the_lease_is_taken(
+    make_node: Callable[..., InnerProxy], monkeypatch: pytest.MonkeyPatch, muted: bool
+) -> None:
+    """A node looks and finds nothing; the other one puts its answer there and gives its lease back; then the first one
+    gets the lease. Muted: it does not look again.
+    """
+    first, second = make_node(), make_node()
+    looked = threading.Event()
+    rise_far = Store.rise_far
+    blind = [node_of(second).store]
+
+    async def late(self: Store, *args: Any) -> Any:
+        if self in blind:
+            looked.set()
+            if not muted:
+                blind.remove(self)  # only the first look comes too early
+            return None
+        return await rise_far(self, *args)
+
+    monkeypatch.setattr(Store, "rise_far", late)
+    with as_olap(first) as a, as_olap(second) as b:
+        share(first, a)
+        until(lambda: not node_of(first).store._leased, "the lease was never given back")
+        one(b)
+        assert looked.is_set()
+        asked_itself = last(b)["status"] == "miss"
+    assert asked_itself == muted
+
+
+def test_a_wait_for_a_lease_ends_with_the_statement_timeout(
+    make_node: Callable[..., InnerProxy], stock: Database, valkey: Valkey
+) -> None:
+    """Whoever waits for another node asks himself in time, and is cancelled like any other statement."""
+    node = make_node()
+    with as_olap(node) as a, as_olap(node) as b:
+        far = node_of(node).store.stack.far
+        assert far is not None
+
+        async def always_taken(*_: object) -> bool:
+            return False
+
+        far.lease = always_taken  # type: ignore[method-assign]
+        a.execute("SET statement_timeout = '300ms'")
+        began = now_ns()
+        assert one(a) == 20
+        assert now_ns() - began < 4_000_000_000
+        codes: list[str | None] = []
+
+        def ask() -> None:
+            try:
+                b.execute(ROW)
+            except psycopg.Error as error:
+                codes.append(error.sqlstate)
+
+        waiting = threading.Thread(target=ask)
+        waiting.start()
+        until(lambda: node_of(node).store._leases, "it never waited")
+        b.cancel_safe(timeout=5)  # the other kind would hold this process, and so the proxy in it
+        waiting.join(4)
+        assert codes == ["57014"]
