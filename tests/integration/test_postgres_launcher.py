@@ -14,7 +14,8 @@ import psycopg
 import pytest
 from wait import until
 
-from distribcache.cli.postgres import Postgres, embedded_bin_dir
+from distribcache.cli.binaries import embedded_bin_dir
+from distribcache.cli.postgres import Postgres
 from distribcache.errors import UpstreamError
 
 

