@@ -110,6 +110,7 @@ class Fetching:
         self._keeper = keeper
         self._tally = tally
         self._heat = heat
+        self._bounds = keeper.settings.staleness.bounds
         self._scopes = Scopes()
         self._examiner = Examiner()
         self._pools: OrderedDict[str, Standing] = OrderedDict()
@@ -395,11 +396,11 @@ class Fetching:
     def _young(self, key: Key, entry: Entry, known: Known, wish: Wish) -> bool:
         """Bounds of a class of statements; and, where only time ends entries, all bounds."""
         keeper = self._keeper
-        now, staleness = now_ns(), keeper.settings.staleness
+        now = now_ns()
         if wish.ttl is not None and now - entry[AT_NS] > wish.ttl * 1e9:
             return False
         own = [each for each in (wish.max_staleness_ns, known.scope.max_staleness_ns) if each is not None]
-        bound = staleness.bounds.get(entry[WORKLOAD])
+        bound = self._bounds.get(entry[WORKLOAD])
         if keeper.coherence.mode == "ttl":
             consistency = wish.consistency or known.scope.consistency or keeper.settings.freshness.consistency
             if consistency is Consistency.STRICT:

@@ -63,10 +63,9 @@ def maker(kind: type) -> Callable[[Any], Session] | None:
 
 
 def _of_pool(pool: Any) -> tuple[str, bool]:
-    plain = all(getattr(pool, name, True) is None for name in ("_init", "_setup", "_reset", "_connect"))
-    if getattr(pool, "_connect", None) is asyncpg.connect:
-        plain = all(getattr(pool, name, True) is None for name in ("_init", "_setup", "_reset"))
+    plain = getattr(pool, "_connect", None) in (None, asyncpg.connect)
     plain = plain and getattr(pool, "_connection_class", None) is asyncpg.Connection
+    plain = plain and all(getattr(pool, name, True) is None for name in ("_init", "_setup", "_reset"))
     return ("asyncpg", True) if plain else (f"asyncpg {named_once(pool)}", False)
 
 
