@@ -23,7 +23,7 @@ from distribcache.coherence.mirror import Mirror
 from distribcache.coherence.reader import Reader
 from distribcache.coherence.scope import Idents
 from distribcache.coherence.visibility import Visibility
-from distribcache.proxy import hit, lookup
+from distribcache.proxy import hit, lookup, workers
 from distribcache.proxy.standing import Standing
 from distribcache.sql.effects import Effects
 from distribcache.sql.settings import KEYED
@@ -157,5 +157,6 @@ if __name__ == "__main__":
     names = sys.argv.pop(1)
     for name in names.split(","):
         MUTES[name](setattr)
+    workers.COMMAND[1:] = [__file__, names, "worker"]
     print(f"{names}: this proxy is made to fail on purpose", file=sys.stderr, flush=True)
     main()
