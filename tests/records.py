@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from wait import until
+
 from distribcache.config.tiers import WarmTier
 from distribcache.tiers.base import Digest, Record
 from distribcache.tiers.warm import WarmCache
@@ -46,11 +48,17 @@ def settings(path: Path, **more: Any) -> WarmTier:
     return WarmTier(path=path, **{"size": "8MB", **more})
 
 
+def opened(cache: WarmCache) -> WarmCache:
+    """Open it, and wait until it is on or off, which on a busy machine takes longer than ``open`` waits."""
+    cache.open()
+    until(lambda: cache.reason != "opening", "opened")
+    return cache
+
+
 @contextmanager
 def warm(path: Path, wall: Wall | None = None, **more: Any) -> Iterator[WarmCache]:
     """A tier that is open, and closed afterwards."""
-    cache = WarmCache(settings(path, **more), wall or Wall())
-    cache.open()
+    cache = opened(WarmCache(settings(path, **more), wall or Wall()))
     try:
         yield cache
     finally:

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import lmdb
-from records import Wall, digest, noise, record, settings
+from records import Wall, digest, noise, opened, record, settings
 
 from distribcache.tiers.warm import WarmCache
 
@@ -25,8 +25,7 @@ def value(number: int) -> bytes:
 
 def churn(path: Path, seed: int) -> None:
     """Put, replace, drop and clear for ever."""
-    cache = WarmCache(settings(path, size="2MB"), Wall())
-    cache.open()
+    cache = opened(WarmCache(settings(path, size="2MB"), Wall()))
     print(cache.reason or "on", flush=True)
     rng = random.Random(seed)
     while True:
@@ -45,8 +44,7 @@ def churn(path: Path, seed: int) -> None:
 
 def fill(path: Path, first: int, count: int) -> None:
     """Put some, wait until they are written, and go."""
-    cache = WarmCache(settings(path, size="2MB"), Wall())
-    cache.open()
+    cache = opened(WarmCache(settings(path, size="2MB"), Wall()))
     print(cache.reason or "on", flush=True)
     for number in range(first, first + count):
         while not cache.put(digest(number), record(value(number), mark=number)):
@@ -58,8 +56,7 @@ def fill(path: Path, first: int, count: int) -> None:
 
 def leave(path: Path, count: int) -> None:
     """Put some, and die once they are written."""
-    cache = WarmCache(settings(path, size="2MB"), Wall())
-    cache.open()
+    cache = opened(WarmCache(settings(path, size="2MB"), Wall()))
     for number in range(count):
         cache.put(digest(number), record(value(number), mark=number))
         if not number % 20:
@@ -71,8 +68,7 @@ def leave(path: Path, count: int) -> None:
 
 def look(path: Path) -> None:
     """Open and read what ``leave`` wrote; change some of it; say how many were right and how many wrong."""
-    cache = WarmCache(settings(path, size="2MB"), Wall())
-    cache.open()
+    cache = opened(WarmCache(settings(path, size="2MB"), Wall()))
     right, wrong = judge(cache)
     for number in range(800, 1100):
         cache.get(digest(number))
@@ -119,8 +115,7 @@ def read_only(path: Path) -> None:
 
 def forbidden(path: Path, wall: Wall, allow: object) -> None:
     """Say the reason, then allow, and say what becomes of it."""
-    cache = WarmCache(settings(path), wall)
-    cache.open()
+    cache = opened(WarmCache(settings(path), wall))
     for number in range(300):
         cache.put(digest(number), record(noise(number, 9000)))
     cache.flush(20)

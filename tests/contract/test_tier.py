@@ -15,7 +15,7 @@ from typing import Protocol
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from records import START, Wall, digest, noise, record
+from records import START, Wall, digest, noise, opened, record
 from records import settings as warm_settings
 
 from distribcache.cli.valkey import Valkey
@@ -94,10 +94,8 @@ class Warm:
     counts_look_ups = True
 
     def __init__(self, path: Path, wall: Wall, compression: str) -> None:
-        self.cache = WarmCache(
-            warm_settings(path, size=CAPACITY, max_entry=MAX_ENTRY, compression=compression), wall
-        )  # fmt: skip
-        self.cache.open()
+        given = warm_settings(path, size=CAPACITY, max_entry=MAX_ENTRY, compression=compression)
+        self.cache = opened(WarmCache(given, wall))
         assert not self.cache.reason, self.cache.stats().detail
 
     async def get(self, digest: Digest) -> Record | None:
