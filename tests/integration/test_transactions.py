@@ -199,6 +199,15 @@ INSIDES: dict[str, list[str]] = {
         "me: SET LOCAL default_transaction_isolation = 'repeatable read'", "me: COMMIT AND CHAIN", *WHAT, "me: COMMIT",
         "me: BEGIN", *WHAT, "me: COMMIT",
     ],
+    "several in one text": [
+        f"me: {READ}; {COUNT}", "me: COMMIT; BEGIN READ ONLY", *WHAT, f"me: {READ}", "me: ROLLBACK; BEGIN; SELECT 1",
+        f"me: {READ}", f"me: COMMIT; BEGIN ISOLATION LEVEL REPEATABLE READ; {COUNT}", f"out: {CHANGE}", f"me-: {READ}",
+        f"me: COMMIT; {READ}", f"me: BEGIN; {CHANGE}; SELECT 1/0; COMMIT", f"me-: {READ}", "me: ROLLBACK; SELECT 1",
+    ],
+    "what a session may not do inside": [
+        f"me*: {READ}", "me: DISCARD ALL", f"me-: {READ}", "me: ROLLBACK", "me: BEGIN", "me: LISTEN there",
+        f"me-: {READ}", "me: PREPARE TRANSACTION 'p'", f"me: {READ}", "me: UNLISTEN *",
+    ],
     "a table made and dropped again": [
         f"me*: {READ}", "me: CREATE TABLE made AS SELECT 1 AS n", "me: SELECT n + 0 FROM made", f"me-: {READ}",
         "me: ROLLBACK", f"me: {READ}", "me: SELECT n FROM made",
@@ -217,6 +226,23 @@ BEGINNINGS = (
 def test_inside(stage: Stage, inside: str, protocol: str) -> None:
     for begin in BEGINNINGS if protocol == "simple" else BEGINNINGS[::2]:
         played(stage, [f"me: {begin}", *INSIDES[inside]], PROTOCOLS[protocol], served=is_served(begin))
+
+
+LONELY = [
+    "SAVEPOINT a", "RELEASE a", "ROLLBACK TO a", "COMMIT", "ROLLBACK", "END", "ABORT", "COMMIT AND CHAIN",
+    "ROLLBACK AND CHAIN", "PREPARE TRANSACTION 'p'", "SET TRANSACTION READ ONLY", "SET LOCAL TimeZone = 'Asia/Tokyo'",
+    "SET TRANSACTION SNAPSHOT '00000003-00000002-1'", "LOCK TABLE item", f"DECLARE c CURSOR FOR {READ}",
+    "COMMIT PREPARED 'nobody'", "ROLLBACK PREPARED 'nobody'", "BEGIN ISOLATION LEVEL WRONG", "BEGIN READ",
+    "BEGIN AND CHAIN",
+]  # fmt: skip
+
+
+@both
+@pytest.mark.parametrize("text", LONELY)
+def test_outside_a_transaction(stage: Stage, text: str, protocol: str) -> None:
+    """Each is refused, warned of, or means nothing; and what comes next is in no transaction."""
+    script = [f"me*: {READ}", f"me: {text}", *WHAT, f"me: {READ}", f"me: {CHANGE}", f"other: {READ}", f"me: {READ}"]
+    assert played(stage, script, PROTOCOLS[protocol], served=True)
 
 
 # ---- SET TRANSACTION ------------------------------------------------------------------------------------------------
@@ -423,10 +449,9 @@ def test_write_skew(stage: Stage, level: str, who: str, protocol: str) -> None:
 
 def mute_watched(put: Set) -> None:
     """Who is watched is served like anybody."""
-    read = read_scope
 
     def lax(*what: Any) -> Scope:
-        scope = read(*what)
+        scope = read_scope(*what)
         return replace(scope, refusal="") if scope.refusal == "isolation" else scope
 
     put(questions, "read_scope", lax)
