@@ -267,6 +267,8 @@ AHEAD = {
     "behind a SHOW and a read": ["me: SHOW server_version_num", f"me*: {READ}"],
     "behind a read and a savepoint": [f"me*: {READ}", "me: SAVEPOINT a"],
     "behind a chain and a read": ["me: COMMIT AND CHAIN", f"me: {READ}", f"me: {READ}"],
+    "behind a read in front of a chain": ["me: SHOW server_version_num", f"me*: {READ}", "me: COMMIT AND CHAIN"],
+    "behind a read in front of another": ["me: SHOW server_version_num", f"me*: {READ}", "me: COMMIT; BEGIN"],
     "outside": ["me: COMMIT"],
 }
 
