@@ -60,11 +60,11 @@ async def test_a_setting_that_a_policy_reads(
     if muted:  # the settings of policies are not asked for
         plain = Scopes.read
 
-        def blind(self: Scopes, answer: str, pid: int, coherence: Any, extra: tuple[str, ...], under: Any) -> Any:
+        def blind(self: Scopes, answer: str, pid: int, coherence: Any, extra: tuple[str, ...], *rest: Any) -> Any:
             fields = json.loads(answer, parse_int=str, parse_float=str)
             last = max(fields, key=lambda name: int(name[1:]))
             fields[last] = [None if i >= len(fields[last]) - len(extra) else v for i, v in enumerate(fields[last])]
-            return plain(self, json.dumps(fields), pid, coherence, extra, under)
+            return plain(self, json.dumps(fields), pid, coherence, extra, *rest)
 
         monkeypatch.setattr(Scopes, "read", blind)
     connection = await shop.psycopg("app")

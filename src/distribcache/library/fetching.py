@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import weakref
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ from distribcache.library.heat import Heat
 from distribcache.library.keeper import Keeper
 from distribcache.library.outcome import Outcome, Tally, last
 from distribcache.library.rows import Row, row_class
-from distribcache.library.scope import Known, Scopes, Standing
+from distribcache.library.scope import Known, Proof, Scopes, Standing
 from distribcache.library.steps import Steps, Wait
 from distribcache.library.values import key_of, pack, unpack
 from distribcache.query import Consistency, WorkloadType
@@ -114,6 +115,7 @@ class Fetching:
         self._scopes = Scopes()
         self._examiner = Examiner()
         self._pools: OrderedDict[str, Standing] = OrderedDict()
+        self._proofs: weakref.WeakKeyDictionary[Any, Proof] = weakref.WeakKeyDictionary()
         self._extra: tuple[str, ...] = ()
         """Settings that policies were seen to read: part of every scope from then on."""
 
@@ -250,11 +252,16 @@ class Fetching:
             return why
         asked_under = (coherence.words[EPOCH], coherence.words[SCHEMA])
         try:
-            answer = yield session.ask(self._scopes.question(extra))
+            proof = self._proofs.get(session.body)
+            answer = yield session.ask(self._scopes.question(extra, prove=proof is None))
         except Exception as error:  # noqa: BLE001 - if the connection is broken, the statement will say so
             self._keeper.failures[type(error).__name__] += 1
             return "scope_query_failed"
-        known = self._scopes.read(answer, session.pid, coherence, extra, asked_under)
+        known = self._scopes.read(answer, session.pid, coherence, extra, asked_under, proof)
+        if isinstance(known, Known):
+            self._proofs[session.body] = known.proof
+        else:
+            self._proofs.pop(session.body, None)
         if not session.passes and isinstance(known, Known) and not known.scope.read_committed:
             return "isolation"  # the statements around this one are to see what it sees
         if session.pool is not None:

@@ -24,10 +24,16 @@ from distribcache.coherence.scope import Idents, Scope, read_scope
 from distribcache.errors import ProtocolError
 from distribcache.sql.settings import SCOPE_COLUMNS, scope_query
 
-__all__ = ["Known", "Scopes", "Standing"]
+__all__ = ["Known", "Proof", "Scopes", "Standing"]
 
 _PASSING: Final = ("wrong_server", "scope_query_failed")
+_STARTED: Final = SCOPE_COLUMNS.index("postmaster_start")
+_SYSTEM: Final = SCOPE_COLUMNS.index("system_identifier")
 _NAMES: Final = [f"c{place}" for place in range(len(SCOPE_COLUMNS) + 1)]
+
+
+Proof = tuple[int, str, str | None]
+"""Of a connection: its process, the start of the server as text, its system identifier."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +45,11 @@ class Known:
     database: str
     identity: bytes
     asked_under: tuple[int, int]
+
+    @property
+    def proof(self) -> Proof:
+        server = self.scope.server
+        return server.backend_pid, server.postmaster_start, server.system_identifier
 
 
 class Standing:
@@ -85,20 +96,26 @@ class Scopes:
         self._idents = Idents()
 
     @staticmethod
-    def question(extra: tuple[str, ...]) -> str:
-        """A SELECT of one text, whatever the driver makes of types."""
-        return (
-            f"SELECT pg_catalog.row_to_json(asked)::pg_catalog.text FROM ({scope_query(extra)}) "
-            f"AS asked({', '.join(_NAMES)})"
-        )
+    def question(extra: tuple[str, ...], *, prove: bool = True) -> str:
+        """A SELECT of one text, whatever the driver makes of types. ``prove``: which server it is, too."""
+        asked = scope_query(extra, prove_server=prove, statements=False)
+        names = ", ".join(_NAMES)
+        return f"SELECT pg_catalog.row_to_json(asked)::pg_catalog.text FROM ({asked}) AS asked({names})"
 
     def read(
-        self, answer: str, pid: int, coherence: Coherence, extra: tuple[str, ...], asked_under: tuple[int, int]
-    ) -> Known | str:
-        """The scope, or the reason why nothing of it may be cached."""
+        self, answer: str, pid: int, coherence: Coherence, extra: tuple[str, ...], asked_under: tuple[int, int],
+        proof: Proof | None = None,
+    ) -> Known | str:  # fmt: skip
+        """The scope, or the reason why nothing of it may be cached.
+
+        ``proof``: what this connection was found to lead to before. It does still if its process and the server's start
+        are the same ones.
+        """
         try:
             fields: dict[str, Any] = json.loads(answer, parse_int=str, parse_float=str)
             *fixed, settings = [fields[name] for name in _NAMES]
+            if proof is not None and proof[:2] == (pid, fixed[_STARTED]):
+                fixed[_SYSTEM] = proof[2]
             row = [_text(each) for each in [*fixed, *settings]]
             with self._lock:
                 scope = read_scope(row, self._idents, extra)

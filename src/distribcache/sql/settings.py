@@ -77,11 +77,11 @@ def _literal(name: str) -> str:
     return "'" + name.replace("'", "''") + "'"
 
 
-def scope_query(extra: tuple[str, ...] = (), *, prove_server: bool = True) -> str:
+def scope_query(extra: tuple[str, ...] = (), *, prove_server: bool = True, statements: bool = True) -> str:
     """The SELECT that learns a session's scope: ``SCOPE_COLUMNS``, then ``OWN``, ``KEYED``, ``extra`` as one array.
 
     Every function is qualified, so no schema of the user can answer in its place. ``prove_server`` adds the system
-    identifier, which costs a read of the control file.
+    identifier, which costs a read of the control file; ``statements`` the names of prepared statements.
     """
     columns = [
         "pg_catalog.current_database()",
@@ -97,7 +97,7 @@ def scope_query(extra: tuple[str, ...] = (), *, prove_server: bool = True) -> st
         "(SELECT system_identifier FROM pg_catalog.pg_control_system())" if prove_server else "NULL",
         # A function may have given a name that the client prepared another statement, or have deallocated it: the names
         # prepared in SQL, as no PREPARE of ours is, and those of the protocol.
-        (
+        "NULL" if not statements else (
             "(SELECT pg_catalog.json_build_array(pg_catalog.json_agg(name) FILTER (WHERE from_sql),"
             " pg_catalog.json_agg(name) FILTER (WHERE NOT from_sql)) FROM pg_catalog.pg_prepared_statements)"
         ),

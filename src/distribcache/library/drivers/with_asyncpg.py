@@ -86,6 +86,10 @@ class AsyncpgSession:
     def pid(self) -> int:
         return int(self._connection.get_server_pid())
 
+    @property
+    def body(self) -> Any:
+        return getattr(self._connection, "_con", self._connection)
+
     def question(self, sql: str, args: tuple[Any, ...]) -> Question:
         return only_positional(sql, args)
 

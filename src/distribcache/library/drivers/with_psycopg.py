@@ -107,6 +107,10 @@ class _Session:
     def pid(self) -> int:
         return int(self._connection.info.backend_pid)
 
+    @property
+    def body(self) -> Any:
+        return self._connection
+
     def question(self, sql: str, args: tuple[Any, ...]) -> Question:
         return translate(sql, args)
 
