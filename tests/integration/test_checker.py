@@ -44,6 +44,19 @@ def test_nothing_is_older_than_promised(stream: list[str]) -> None:
     assert found is not None and int(found[2].replace(",", "")) > 5_000, told
 
 
+@pytest.mark.parametrize("stream", [[], ["--late"]], ids=["in time", "late"])
+def test_nothing_is_older_than_promised_by_two_workers(stream: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DISTRIBCACHE_LISTEN_WORKERS", "2")
+    test_nothing_is_older_than_promised(stream)
+
+
+@pytest.mark.sabotage
+@pytest.mark.parametrize("mute", ["validity", "own_writes"])
+def test_a_rule_that_is_muted_in_workers_is_found(mute: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DISTRIBCACHE_LISTEN_WORKERS", "2")
+    test_a_muted_rule_is_found(mute)
+
+
 @pytest.mark.sabotage
 @pytest.mark.parametrize("mute", MUTED)
 def test_a_muted_rule_is_found(mute: str) -> None:
