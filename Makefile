@@ -9,7 +9,7 @@ ARGS ?=
 WORKERS ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint check docs suites compiled bench bench-writes bench-tiers soak checker nodes twins kills clean
+.PHONY: help demo test lint check docs suites compiled bench bench-writes bench-tiers bench-restart soak checker nodes twins kills clean
 
 help:  ## Show the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 24
@@ -48,6 +48,9 @@ bench-writes: $(VENV)/.stamp-dev  ## What writes from outside do: hit ratio at 9
 bench-tiers: $(VENV)/.stamp-dev  ## Look-ups in every tier, beside diskcache and cashews, as ratios
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --group bench
 	@$(BIN)/python benchmarks/tiers.py $(ARGS)
+
+bench-restart: $(VENV)/.stamp-dev  ## Hits in the first seconds after a restart, with a warm restart and without
+	@$(BIN)/python benchmarks/restart.py $(ARGS)
 
 # The seeds are others than those of make twins; ARGS are those of the load: make soak ARGS="--minutes 60".
 soak: $(VENV)/.stamp-dev  ## Five minutes of mixed load, memory and descriptors flat; then 45,000 steps of twin sessions

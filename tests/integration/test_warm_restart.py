@@ -112,7 +112,7 @@ def fill_process(proxy: ProxyProcess, entries: int) -> None:
             for number in range(1, entries + 1):
                 read(connection, number)
             tiers = {row[0]: row for row in connection.execute("SHOW distribcache.tiers").fetchall()}
-            return int(tiers["L2"][1]) >= entries
+            return int(tiers["L2"][3]) >= entries
 
         until(stored, lambda: f"never written: {connection.execute('SHOW distribcache.tiers').fetchall()}", 30)
 
