@@ -13,6 +13,7 @@ from fix_library import Shop, hit, hit_sync
 from muted import kept_and_muted
 
 from distribcache import CacheEntry, DistribCache, DistribCacheConfig, QueryFingerprint
+from distribcache.coherence.ledger import W
 from distribcache.coherence.live import DatabaseCoherence
 from distribcache.library import keeper as keepers
 from distribcache.library.drivers.with_asyncpg import AsyncpgSession
@@ -104,7 +105,7 @@ async def test_a_commit_between_f_and_the_store(
         plain = Keeper.put
 
         def late(self: Keeper, key: Any, entry: Any, *args: Any, **more: Any) -> str:
-            point = self.coherence.fill_point() or 0
+            point = self.coherence.head[W]
             return plain(self, key, (entry[0], point, point, *entry[3:]), *args, **more)
 
         monkeypatch.setattr(Keeper, "put", late)

@@ -195,7 +195,7 @@ class Fetching:
             flight = keeper.flights.lead(key)
             try:
                 if not asked:
-                    now_known = yield from self._ask(session)
+                    now_known = yield from self._ask(session, filling=bool(question.args))
                     if isinstance(now_known, str):
                         return (yield from self._pass(session, question, Outcome("bypass", reason=now_known)))
                     if _told_apart(now_known, known):
@@ -241,7 +241,7 @@ class Fetching:
             return believed, False
         return (yield from self._ask(session)), True
 
-    def _ask(self, session: Session) -> Steps[Known | str]:
+    def _ask(self, session: Session, *, filling: bool = False) -> Steps[Known | str]:
         """Ask the connection that will be used."""
         coherence, extra = self._keeper.coherence, self._extra
         session.sent = True
@@ -253,7 +253,7 @@ class Fetching:
         asked_under = (coherence.words[EPOCH], coherence.words[SCHEMA])
         try:
             proof = self._proofs.get(session.body)
-            answer = yield session.ask(self._scopes.question(extra, prove=proof is None))
+            answer = yield session.ask(self._scopes.question(extra, prove=proof is None), probe=filling)
         except Exception as error:  # noqa: BLE001 - if the connection is broken, the statement will say so
             self._keeper.failures[type(error).__name__] += 1
             return "scope_query_failed"
@@ -342,6 +342,8 @@ class Fetching:
         self, session: Session, question: Question, key: Key, known: Known, wish: Wish, floor: int, *, shared: bool
     ) -> Steps[Plan]:
         keeper = self._keeper
+        if question.args:
+            yield session.probe()
         examined: Analysis | None = None
         if not keeper.coherence.name:
             examined = yield from self._examiner.examine(session, question.text, known)

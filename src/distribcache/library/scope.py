@@ -26,6 +26,7 @@ from distribcache.sql.settings import SCOPE_COLUMNS, scope_query
 
 __all__ = ["Known", "Proof", "Scopes", "Standing"]
 
+_MOST: Final = 1024
 _PASSING: Final = ("wrong_server", "scope_query_failed")
 _STARTED: Final = SCOPE_COLUMNS.index("postmaster_start")
 _SYSTEM: Final = SCOPE_COLUMNS.index("system_identifier")
@@ -34,6 +35,8 @@ _NAMES: Final = [f"c{place}" for place in range(len(SCOPE_COLUMNS) + 1)]
 
 Proof = tuple[int, str, str | None]
 """Of a connection: its process, the start of the server as text, its system identifier."""
+Parsed = tuple[Scope, int, bytes, str]
+"""The scope, its server, both as bytes that mean them in every process, and the database."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +97,7 @@ class Scopes:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._idents = Idents()
+        self._memo: dict[tuple[str, int, tuple[str, ...], Proof | None], Parsed] = {}
 
     @staticmethod
     def question(extra: tuple[str, ...], *, prove: bool = True) -> str:
@@ -112,24 +116,35 @@ class Scopes:
         are the same ones.
         """
         try:
-            fields: dict[str, Any] = json.loads(answer, parse_int=str, parse_float=str)
-            *fixed, settings = [fields[name] for name in _NAMES]
-            if proof is not None and proof[:2] == (pid, fixed[_STARTED]):
-                fixed[_SYSTEM] = proof[2]
-            row = [_text(each) for each in [*fixed, *settings]]
-            with self._lock:
-                scope = read_scope(row, self._idents, extra)
-                server = self._idents.of((scope.server.system_identifier, scope.server.postmaster_start))
-                named = self._idents.digest(scope.ident)
+            scope, server, identity, database = self._parsed(answer, pid, extra, proof)
         except (ProtocolError, ValueError, TypeError, KeyError, AttributeError):
             return "scope_query_failed"
         reason = _wrong_server(scope, pid, coherence) or scope.refusal
-        if not reason and coherence.name and fixed[0] != coherence.name:
+        if not reason and coherence.name and database != coherence.name:
             reason = "another_database"
-        if reason:
-            return reason
+        return reason or Known(scope, server, database, identity, asked_under)
+
+    def _parsed(self, answer: str, pid: int, extra: tuple[str, ...], proof: Proof | None) -> Parsed:
+        """What an answer says; a connection that has not changed gives the same one each time."""
+        key = (answer, pid, extra, proof)
+        with self._lock:
+            found = self._memo.get(key)
+            if found is None:
+                if len(self._memo) >= _MOST:
+                    self._memo.clear()
+                found = self._memo[key] = self._parse(*key)
+        return found
+
+    def _parse(self, answer: str, pid: int, extra: tuple[str, ...], proof: Proof | None) -> Parsed:
+        fields: dict[str, Any] = json.loads(answer, parse_int=str, parse_float=str)
+        *fixed, settings = [fields[name] for name in _NAMES]
+        if proof is not None and proof[:2] == (pid, fixed[_STARTED]):
+            fixed[_SYSTEM] = proof[2]
+        scope = read_scope([_text(each) for each in [*fixed, *settings]], self._idents, extra)
+        server = self._idents.of((scope.server.system_identifier, scope.server.postmaster_start))
+        named = self._idents.digest(scope.ident)
         facts = f"{scope.server.system_identifier} {scope.server.postmaster_start}".encode()
-        return Known(scope, server, str(fixed[0]), digest(named, facts) if named else b"", asked_under)
+        return scope, server, digest(named, facts) if named else b"", str(fixed[0])
 
 
 def _text(value: Any) -> bytes | None:

@@ -3,7 +3,7 @@
 asyncpg keeps codecs per connection and tells nobody which. So answers are shared among the connections of a pool, whose
 codecs come from its ``init``, and with no other pool unless it has none; a connection of its own shares with nobody.
 
-What it sends for an argument is known for the built-in codecs only. Whether those are in use is seen with the scope:
+What it sends for an argument is known for the built-in codecs only. Whether those are in use is seen before each fill:
 the server is shown one value of each kind that can be pinned and prints them back (coherence trap 6). If it prints
 something else, answers depend on whole tables.
 """
@@ -76,6 +76,7 @@ class AsyncpgSession:
 
     def __init__(self, pool: Any, connection: Any, *, representation: str = "") -> None:
         self.pool = pool
+        self._probed = False
         self.sent = False
         self.passes = not representation
         self._representation = representation
@@ -108,7 +109,14 @@ class AsyncpgSession:
             connection, self._connection = self._connection, None
             await self.pool.release(connection)
 
-    async def ask(self, sql: str) -> str:
+    async def probe(self) -> None:
+        if not self._probed:
+            await self.ask("NULL", probe=True)
+
+    async def ask(self, sql: str, *, probe: bool) -> str:
+        if not probe:
+            return str(await self._connection.fetchval(sql))
+        self._probed = True
         try:
             row = await self._connection.fetchrow(f"SELECT ({sql}), {_PROBE}::pg_catalog.text", *_SHOWN)
             self._honest = json.loads(row[1]) == _PRINTED

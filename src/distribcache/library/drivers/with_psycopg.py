@@ -208,7 +208,10 @@ class AsyncSession(_Session):
         finally:
             await self.pool.putconn(connection)
 
-    async def ask(self, sql: str) -> str:
+    async def probe(self) -> None:
+        """psycopg tells how it sends arguments: see ``bound``."""
+
+    async def ask(self, sql: str, *, probe: bool) -> str:
         result = await self.run(Question(sql, ()), alone=True)
         return str(result.rows[0][0])
 
@@ -269,7 +272,10 @@ class BlockingSession(_Session):
         finally:
             self.pool.putconn(connection)
 
-    def ask(self, sql: str) -> str:
+    def probe(self) -> None:
+        """As above."""
+
+    def ask(self, sql: str, *, probe: bool) -> str:
         return str(self.run(Question(sql, ()), alone=True).rows[0][0])
 
     def run(self, question: Question, *, alone: bool) -> Result:
