@@ -197,6 +197,31 @@ def test_a_worker_that_was_stopped_serves_nothing_old_when_it_goes_on(pair: Pair
     until(lambda: hit(pair.first) and hit(pair.first), "hits never resume")
 
 
+def test_a_worker_that_hangs_holds_up_no_drop_of_a_database(pair: Pair, shop: Database) -> None:
+    """It has a connection there: it is ended, and what is left of it is started again."""
+    other = f"{shop.name}_gone"
+    shop.execute(f"CREATE DATABASE {other}")
+    clients: dict[int, Connection] = {}
+    while len(clients) < 2:
+        connection = pair.proxy.connect(dbname=other, cursor_factory=psycopg.ClientCursor)
+        if clients.setdefault(pid_of(connection, pair.proxy), connection) is not connection:
+            connection.close()
+    for each in clients.values():
+        each.execute("CREATE TABLE IF NOT EXISTS item (id int PRIMARY KEY, value int)")
+        each.execute("SELECT value FROM item WHERE id = 1")
+        each.close()
+    os.kill(pair.one, signal.SIGSTOP)
+    try:
+        pair.second.execute(f"DROP DATABASE {other} WITH (FORCE)")
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(pair.one, signal.SIGCONT)
+    assert not alive(pair.one)
+    assert not shop.execute(f"SELECT FROM pg_database WHERE datname = '{other}'")
+    until(lambda: len(workers_of(pair.proxy)) == 2, "never started again")
+    assert value(pair.second) == 0
+
+
 def test_the_end_of_the_stream_reaches_every_worker(pair: Pair, shop: Database) -> None:
     for number in range(1, 4):
         before = pair.proxy.status()["databases"][0]["epoch_changes"]

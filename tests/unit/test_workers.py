@@ -507,6 +507,22 @@ async def test_a_database_is_left_when_every_worker_has_left_it(crew: Crew) -> N
     assert not second.shop._left
 
 
+async def test_a_worker_that_hangs_holds_up_no_ddl_for_ever(crew: Crew, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its connections end with it: main gives it up, and whoever keeps it alive kills it."""
+    monkeypatch.setattr(sharing, "_PATIENCE_S", 0.01)
+    first, second = crew.hands
+    leaving = asyncio.ensure_future(first.mirrors.close_for_ddl(["shop"]))
+    while not second.down.ended:
+        await crew.run()
+        first.up.deliver()
+        first.down.deliver()
+        await asyncio.sleep(0.001)
+    assert not leaving.done() and not first.down.ended
+    crew.main.part(second.peer)
+    await crew.settle()
+    await leaving
+
+
 async def test_a_database_is_followed_when_every_worker_can_raise_an_alarm_there(
     crew: Crew, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -53,6 +53,8 @@ class Peer:
         self.states: dict[int, State] = {}
         self.sizes: dict[int, tuple[int, int]] = {}
         self.facts: dict[int, dict[str, Any]] = {}
+        self.hangs = False
+        """It was given up."""
         self.owes: set[tuple[str, int]] = set()
         """Answers that others wait for: ("mapped" or "left", database)."""
 
@@ -141,7 +143,8 @@ class SharedDatabases(Databases):
         except TimeoutError:
             for peer in self.peers.values():
                 if ("left", number) in peer.owes:
-                    peer.channel.abort()  # it hangs: its connections end with it
+                    peer.hangs = True  # its connections end with it
+                    peer.channel.abort()
             await self._settled("left", number)
         if self._open.get(coherence.name) is not coherence:
             _, fd = self._shared.pop(number)

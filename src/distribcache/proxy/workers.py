@@ -163,6 +163,9 @@ class Workers:
     def _lost(self, worker: _Worker) -> None:
         """Its channel has ended: so must the process."""
         worker.lost.set()
+        if worker.peer.hangs:  # what it held is let go when it has ended, and its connections with it
+            self._kill(worker)
+            return
         self.databases.part(worker.peer)
         if worker.process.returncode is None:
             asyncio.get_running_loop().call_later(_LAST_S, self._kill, worker)
