@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from contextvars import ContextVar
 from typing import Any
 
 import asyncpg
@@ -16,6 +17,8 @@ from muted import kept_and_muted
 from distribcache import DistribCache
 from distribcache.coherence.scope import Idents
 from distribcache.library import scope as scopes
+from distribcache.library.drivers import with_psycopg
+from distribcache.library.drivers.with_asyncpg import AsyncpgSession
 from distribcache.library.scope import Scopes, Standing
 
 NOTES = "SELECT body FROM note ORDER BY id"
@@ -137,6 +140,38 @@ async def test_a_pool_with_a_differing_connection(
     assert await hit(cache, other, NOTES) == []
     await pool.close()
     await other.close()
+
+
+@kept_and_muted
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+async def test_a_pool_that_makes_connections_somebodys_at_check_out(
+    shop: Shop, cache: DistribCache, muted: bool, driver: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hit takes no connection, so what would be done to one must not matter."""
+    if muted:
+        believing = property(lambda self: True, lambda self, value: None)
+        monkeypatch.setattr(AsyncpgSession, "uniform", believing, raising=False)
+        monkeypatch.setattr(with_psycopg, "_is_uniform", lambda pool: True)
+    tenant = ContextVar("tenant", default="red")
+
+    async def setup(connection: Any) -> None:
+        await connection.execute(f"SET app.tenant = '{tenant.get()}'")
+
+    pool: Any
+    if driver == "asyncpg":
+        pool = await asyncpg.create_pool(shop.database.url("app"), min_size=1, max_size=1, setup=setup)
+    else:
+        pool = psycopg_pool.AsyncConnectionPool(
+            shop.conninfo("app"), min_size=1, max_size=1, open=False, check=setup, kwargs={"autocommit": True}
+        )
+        await pool.open()
+    tenant.set("red")
+    assert await hit(cache, pool, DIARY) == [("of red",)]
+    tenant.set("blue")
+    assert (await cache.fetch(pool, DIARY) == [("of blue",)]) is not muted
+    tenant.set("red")
+    assert await cache.fetch(pool, DIARY) == [("of red",)]
+    await pool.close()
 
 
 async def test_two_pools_of_two_users(shop: Shop, cache: DistribCache) -> None:

@@ -20,6 +20,7 @@ from distribcache.library.keeper import TIMELESS, Keeper
 from distribcache.library.values import key_of
 from distribcache.store import Place
 from distribcache.tiers.base import Digest, Key, Record
+from distribcache.tiers.outcomes import Large
 
 __all__ = ["Below"]
 
@@ -65,7 +66,9 @@ class Below:
             dated = store.rise_near(key, place, keeper.coherence) or await store.rise_far(key, place, keeper.coherence)
             if dated is not None:
                 return keeper.rise(key, dated)
-        found = stack.find_near(_timeless(key)) or await stack.find_far(_timeless(key))
+        near = stack.find_near(_timeless(key))
+        found = await stack.fetch_near(_timeless(key)) if isinstance(near, Large) else near
+        found = found or await stack.find_far(_timeless(key))
         if found is None or found.epoch != _EPOCH:
             return None
         now, wall = now_ns(), wall_time()

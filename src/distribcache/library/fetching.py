@@ -236,7 +236,7 @@ class Fetching:
             return "pool_differs", False
         coherence = self._keeper.coherence
         longest = int(self._keeper.settings.freshness.max_staleness * 1e9)
-        believed = standing.believed(self._extra, coherence.words, longest)
+        believed = standing.believed(self._extra, coherence.words, longest) if session.uniform else None
         if believed is not None:
             return believed, False
         return (yield from self._ask(session)), True
@@ -264,7 +264,7 @@ class Fetching:
             self._proofs.pop(session.body, None)
         if not session.passes and isinstance(known, Known) and not known.scope.read_committed:
             return "isolation"  # the statements around this one are to see what it sees
-        if session.pool is not None:
+        if session.pool is not None and session.uniform:
             standing = self._standing(session.pool)
             if isinstance(known, str):
                 standing.refuse(known)

@@ -4,7 +4,8 @@ A connection is asked on that very connection before each use: anybody who holds
 pool is asked on one of its connections with every miss, and at least every ``max_staleness``; in between it is believed
 that its connections are alike. The first answer that differs ends that belief for good: from then on the pool's reads
 go to PostgreSQL, with the reason ``pool_differs``. Answers are compared within one state of the catalogue only: where
-that has moved, all connections may have changed alike.
+that has moved, all connections may have changed alike. A pool that runs something at each check-out is believed
+nothing: there a connection is checked out and asked for each read.
 
 A scope counts for one server only (coherence rule R9), and for the database whose change stream is followed.
 """

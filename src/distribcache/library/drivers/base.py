@@ -64,6 +64,9 @@ class Session(Protocol):
     blocking: bool
     pool: Any
     """None for a single connection."""
+    uniform: bool
+    """May a pool's connections be believed to be alike? Not where something runs at each check-out: it may make the
+    connection somebody's."""
     sent: bool
     """Has a driver been asked for something that may fail for reasons of its own?"""
     passes: bool

@@ -76,6 +76,9 @@ class AsyncpgSession:
 
     def __init__(self, pool: Any, connection: Any, *, representation: str = "") -> None:
         self.pool = pool
+        self.uniform = pool is None or (
+            getattr(pool, "_setup", True) is None and type(pool).acquire is asyncpg.Pool.acquire
+        )
         self._probed = False
         self.sent = False
         self.passes = not representation

@@ -99,6 +99,7 @@ class _Session:
     def __init__(self, pool: Any, connection: Any) -> None:
         self.pool = pool
         self.sent = False
+        self.uniform = pool is None or _is_uniform(pool)
         self.passes = True
         self._mine = False
         self._connection = connection
@@ -169,6 +170,12 @@ class _Session:
 
     def _switches(self, *, alone: bool) -> bool:
         return alone and not self._connection.autocommit
+
+
+def _is_uniform(pool: Any) -> bool:
+    module = type(pool).getconn.__module__.partition(".")[0]
+    check = getattr(pool, "_check", True)
+    return module == "psycopg_pool" and (check is None or getattr(check, "__module__", "").startswith("psycopg_pool"))
 
 
 _locks: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
