@@ -44,6 +44,7 @@ from distribcache.entry import (
 )
 from distribcache.tiers.base import Key, Record
 from distribcache.tiers.hot import HotCache
+from distribcache.tiers.outcomes import Large
 from distribcache.tiers.stack import Stack
 
 __all__ = ["Place", "Store"]
@@ -91,6 +92,8 @@ class Store:
         self.patience_s = patience_s
         """How long anybody waits for another's miss, and so how long a lease lives."""
         self._cheap: OrderedDict[Key, None] = OrderedDict()
+        self._large: set[bytes] = set()
+        """Digests that L2 has something large under, until that is read."""
         self._leases: dict[bytes, asyncio.Future[None]] = {}
         self._leased: set[bytes] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -180,14 +183,32 @@ class Store:
     # -- up
 
     def rise_near(self, key: Key, place: Place, coherence: Coherence) -> Entry | None:
-        """The answer from L2, now in L1 too; None when it is not there or no longer valid."""
-        record = self.stack.find_near(place.digest) if place.near else None
+        """The answer from L2, now in L1 too; None when it is not there, no longer valid, or ``waits_below``."""
+        found = self.stack.find_near(place.digest) if place.near else None
+        if isinstance(found, Large):
+            self._large.add(place.digest)
+            return None
+        return self._from_near(key, found, coherence)
+
+    def _from_near(self, key: Key, record: Record | None, coherence: Coherence) -> Entry | None:
         if record is None or record.epoch != coherence.own_epoch():
             return None
         return self._rise(key, record, coherence)
 
+    def waits_below(self, place: Place) -> bool:
+        """May ``rise_far`` have it: L3, or L2 with what is too large to be read in passing?"""
+        return place.far or place.digest in self._large
+
     async def rise_far(self, key: Key, place: Place, coherence: Coherence) -> Entry | None:
-        """The answer from L3, now in the tiers above too; None when it is not there or no longer valid."""
+        """The answer from L3, now in the tiers above too; None when it is not there or no longer valid.
+
+        What ``rise_near`` has found to be large comes from L2 still.
+        """
+        if place.digest in self._large:
+            self._large.discard(place.digest)
+            entry = self._from_near(key, await self.stack.fetch_near(place.digest), coherence)
+            if entry is not None:
+                return entry
         record = await self.stack.find_far(place.digest) if place.far else None
         if record is None or record.epoch != coherence.shared_epoch():
             return None

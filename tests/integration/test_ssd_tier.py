@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from wait import until
 
 from distribcache.coherence.live import DatabaseCoherence
 from distribcache.store import Store
+from distribcache.tiers.base import Record
 from distribcache.tiers.warm import WarmCache
 
 PAGE = "SELECT id, value, repeat('x', 100) AS pad FROM stock ORDER BY id"
@@ -171,3 +173,28 @@ def test_a_full_waiting_room_forgets_the_oldest(
         store = proxy.proxy.node.store
         assert 0 < store._waiting_bytes <= 20_000
         assert store._waiting_bytes == sum(len(one.entry[0]) for one in store._waiting)
+
+
+@pytest.mark.parametrize("most", [100, 1 << 30], ids=["large", "small"])
+def test_a_large_answer_is_read_without_holding_anybody_up(
+    make_node: Callable[..., InnerProxy], monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    """What is larger than L2 reads in passing comes up by a thread, by the same rules."""
+    monkeypatch.setattr("distribcache.tiers.warm.INLINE", most)
+    threads: set[int] = set()
+    get = WarmCache.get
+
+    def noted(self: WarmCache, digest: bytes) -> Record | None:
+        threads.add(threading.get_ident())
+        return get(self, digest)
+
+    monkeypatch.setattr(WarmCache, "get", noted)
+    proxy = make_node()
+    with as_olap(proxy) as a:
+        rows = written(proxy, a)
+        forget(proxy)
+        threads.clear()
+        assert a.execute(PAGE).fetchall() == rows
+        assert (last(a)["status"], last(a)["tier"]) == ("hit", "L2")
+    assert bool(threads) == (most == 100)
+    assert proxy._thread.ident not in threads

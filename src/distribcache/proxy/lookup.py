@@ -145,9 +145,9 @@ def _rise(s: Session, key: Key, analysis: Analysis) -> Entry | Wait | None:
     if place is None:
         return None
     entry = store.rise_near(key, place, s.coherence)
-    if entry is None and place.far:
+    if entry is None and store.waits_below(place):
         s.tried.add(("far", key))
-        s.wait("far", _risen(s, "L3", store.rise_far(key, place, s.coherence)))
+        s.wait("far", _risen(s, "L3" if place.far else "L2", store.rise_far(key, place, s.coherence)))
         return WAIT
     if entry is not None:
         s.risen = "L2", s.hot.hits + 1

@@ -10,12 +10,14 @@ the most.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Protocol
 
 from distribcache.config.tiers import DistributedTier, WarmTier
 from distribcache.query import WorkloadType
 from distribcache.tiers.base import Digest, Record, TierStats
+from distribcache.tiers.outcomes import Large
 
 __all__ = ["Far", "Near", "Stack", "stack_of"]
 
@@ -24,6 +26,7 @@ class Near(Protocol):
     """L2: on this machine; a look-up takes microseconds."""
 
     def open(self) -> None: ...
+    def find(self, digest: Digest) -> Record | Large | None: ...
     def get(self, digest: Digest) -> Record | None: ...
     def put(self, digest: Digest, record: Record) -> bool: ...
     def discard(self, digest: Digest) -> None: ...
@@ -64,14 +67,14 @@ class Stack:
     async def start(self) -> None:
         """Open the tiers. Raises ConfigError for a setting that can never work."""
         if self.near is not None:
-            self.near.open()
+            await asyncio.to_thread(self.near.open)
         if self.far is not None:
             await self.far.start()
 
     async def stop(self) -> None:
         """Write what is queued, as far as that goes quickly, and let go."""
         if self.near is not None:
-            self.near.close()
+            await asyncio.to_thread(self.near.close)
         if self.far is not None:
             await self.far.stop()
 
@@ -91,9 +94,14 @@ class Stack:
         """Give a record to L3; False when it is not taken."""
         return self.far is not None and self.far.put(digest, record)
 
-    def find_near(self, digest: Digest) -> Record | None:
-        """Look in L2."""
-        return None if self.near is None else self._live(self.near.get(digest))
+    def find_near(self, digest: Digest) -> Record | Large | None:
+        """Look in L2; ``LARGE``: it is there, and reading it would hold the event loop up (``fetch_near``)."""
+        found = None if self.near is None else self.near.find(digest)
+        return found if isinstance(found, Large) else self._live(found)
+
+    async def fetch_near(self, digest: Digest) -> Record | None:
+        """Read something large from L2, in a thread."""
+        return None if self.near is None else self._live(await asyncio.to_thread(self.near.get, digest))
 
     async def find_far(self, digest: Digest) -> Record | None:
         """Look in L3."""
