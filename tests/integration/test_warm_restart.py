@@ -154,6 +154,33 @@ def test_a_restart_goes_on_from_what_was_kept(make_node: MakeNode, stock: Databa
         second.stop()
 
 
+def test_an_older_server_can_be_gone_on_from_too(
+    make_postgres: MakePostgres, debian_bin: Path, tmp_path: Path, make_inner_proxy: MakeInnerProxy
+) -> None:
+    server = make_postgres(bin_dir=debian_bin, options={"max_slot_wal_keep_size": "1GB"})
+    database = create_database(server)
+    database.execute(
+        "CREATE TABLE stock (id int PRIMARY KEY, value int)",
+        "INSERT INTO stock SELECT i, 1 FROM generate_series(1, 30) i",
+    )
+    settings = {**SETTINGS, "l2.path": str(tmp_path / "l2")}
+    first = make_inner_proxy(database.url(), settings)
+    fill(first, 30)
+    first.stop()
+    database.execute("UPDATE stock SET value = 2 WHERE id <= 5")
+    second = make_inner_proxy(database.url(), settings)
+    assert why(second) == "", second.log
+    hits, stale = outcomes(second, dict.fromkeys(range(1, 6), 2), 30)
+    assert (hits >= 20, stale) == (True, 0)
+    second.stop()
+    database.execute(f"SELECT pg_drop_replication_slot('{slot_of(database)}')", "ALTER TABLE stock ADD note text")
+    third = make_inner_proxy(database.url(), settings)
+    assert why(third) == "slot_missing", third.log
+    assert outcomes(third, dict.fromkeys(range(1, 6), 2), 30) == (0, 0)
+    third.stop()
+    drop_database(database)
+
+
 def kill(proxy: InnerProxy) -> None:
     """End it as if it had been killed: nothing of the warm restart is done any more."""
 
@@ -265,7 +292,7 @@ def test_who_turns_it_off_leaves_no_slot(make_node: MakeNode, stock: Database, t
 
 def edited(directory: Path, change: Callable[[Kept], Kept]) -> None:
     path = state_of(directory)
-    path.write_bytes(encode(change(decode(path.read_bytes()))))
+    path.write_bytes(b"".join(encode(change(decode(path.read_bytes())))))
 
 
 def flipped(path: Path) -> None:

@@ -39,8 +39,12 @@ def state(**more: Any) -> Kept:
     return replace(made, **more)
 
 
+def whole_of(kept: Kept) -> bytes:
+    return b"".join(encode(kept))
+
+
 def test_what_was_kept_comes_back() -> None:
-    found = decode(encode(state()))
+    found = decode(whole_of(state()))
     assert found == state()
     assert found.unpacked == {1: struct.pack("<Q", 800) * (PIECE // 8)}
     assert pack(bytes(PIECE)) == b""
@@ -57,7 +61,7 @@ def verdict(data: bytes) -> str:
 @kept_and_muted
 def test_every_damage_is_found(monkeypatch: pytest.MonkeyPatch, muted: bool) -> None:
     """Muted: the checksum is whatever it is. Then some damage is read as another state."""
-    whole = encode(state())
+    whole = whole_of(state())
     if muted:
 
         class Any16(bytes):
@@ -80,7 +84,7 @@ def test_every_damage_is_found(monkeypatch: pytest.MonkeyPatch, muted: bool) -> 
 @given(data=st.data())
 def test_bytes_that_prove_themselves_are_read_as_if_they_did_not(data: st.DataObject) -> None:
     """A state of ours with other contents: an error or a state, and never much memory."""
-    body = bytearray(encode(state())[kept_module._HEAD.size :])
+    body = bytearray(whole_of(state())[kept_module._HEAD.size :])
     for _ in range(data.draw(st.integers(1, 6))):
         body[data.draw(st.integers(0, len(body) - 1))] = data.draw(st.integers(0, 255))
     head = kept_module._HEAD.pack(
@@ -108,13 +112,13 @@ def test_bytes_that_prove_themselves_are_read_as_if_they_did_not(data: st.DataOb
 )
 def test_a_state_that_makes_no_sense_is_damaged(change: dict[str, Any]) -> None:
     with pytest.raises(DamagedError):
-        decode(encode(state(**change)))
+        decode(whole_of(state(**change)))
 
 
 def test_other_versions_are_foreign() -> None:
     for change in ({"version": "0.0"}, {"ledger_format": 1}):
         with pytest.raises(ForeignError):
-            decode(encode(state(**change)))
+            decode(whole_of(state(**change)))
     with pytest.raises(ForeignError):
         decode(b"")
     assert read_tag(TAG) == (7, COLUMNS)
@@ -127,8 +131,8 @@ def test_a_state_is_there_as_a_whole_or_not(tmp_path: Path) -> None:
     file = KeptFile(tmp_path / "l2")
     file.lock("712", 5)
     assert file.read() == b""
-    assert file.write(b"one", file.turn)
-    assert file.write(b"two", file.turn)
+    assert file.write([b"o", b"ne"], file.turn)
+    assert file.write([b"two"], file.turn)
     assert file.read() == b"two"
     assert file.state.stat().st_mode & 0o777 == 0o600
     assert (tmp_path / "l2").stat().st_mode & 0o777 == 0o700
@@ -149,7 +153,7 @@ def test_what_was_captured_before_the_end_does_not_appear_after_it(
     if muted:
         monkeypatch.setattr(KeptFile, "_turn", turn, raising=False)
         file._turn = turn
-    assert file.write(b"late", turn) is muted
+    assert file.write([b"late"], turn) is muted
     assert (file.read() == b"late") is muted
 
 
@@ -178,7 +182,7 @@ def test_a_name_belongs_to_a_directory(tmp_path: Path) -> None:
 def test_what_others_can_write_is_not_trusted(tmp_path: Path) -> None:
     file = KeptFile(tmp_path)
     file.lock("712", 5)
-    file.write(b"state", file.turn)
+    file.write([b"state"], file.turn)
     file.state.chmod(0o622)
     with pytest.raises(UnusableError):
         file.read()
@@ -218,7 +222,7 @@ def coverage_of(tables: int = 64) -> Coverage:
 
 def kept_of(coverage: Coverage) -> Kept:
     first, slots = _capture(AnyLink(), coverage, "s")  # type: ignore[arg-type]
-    return decode(encode(_copied(coverage.ledger, first, slots)))
+    return decode(whole_of(_copied(coverage.ledger, first, slots)))
 
 
 @pytest.mark.parametrize("asked_before", [False, True])

@@ -131,6 +131,7 @@ class Keeping:
         self._saved: tuple[int, ...] = ()
         self._due = 0
         self._hurried = False
+        self._failing = False
         self._task: asyncio.Task[None] | None = None
 
     # -- at the beginning of a link
@@ -355,8 +356,9 @@ class Keeping:
         try:
             done = await asyncio.to_thread(self._write, coverage.ledger, kept, slots, turn)
         except (OSError, struct.error) as error:
-            self._log(f"warm restart: the state cannot be written: {error}")
-            done = False
+            if not self._failing:
+                self._log(f"warm restart: the state cannot be written: {error}")
+            self._failing, done = True, False
             if self._uses(reader):
                 self._give_up(reader)
         finally:
@@ -365,7 +367,7 @@ class Keeping:
         self._due = ended + max(self._every_ns, _SHARE * (ended - began))
         if done and turn == self._file.turn:
             self.saves += 1
-            self._saved = mark
+            self._saved, self._failing = mark, False
             if self._uses(reader):
                 reader.confirm(kept.applied)
 

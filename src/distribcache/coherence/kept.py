@@ -22,7 +22,7 @@ from struct import Struct
 from typing import Any, Final
 
 import zstandard
-from xxhash import xxh3_128_digest
+from xxhash import xxh3_128, xxh3_128_digest
 
 from distribcache.coherence.epoch import VERSION
 from distribcache.coherence.ledger import LEDGER_FORMAT, NEVER, Columns
@@ -39,6 +39,7 @@ _NUMBERS = Struct("<10Q16s")
 _COUNT = Struct("<I")
 _WORD = Struct("<Q")
 _ZEROES: Final = bytes(PIECE)
+_AT_ONCE: Final = 1000
 _HINT: Final = "nothing to do: what is cached is begun anew"
 
 
@@ -76,24 +77,28 @@ def pack(piece: bytes) -> bytes:
     return zstandard.ZstdCompressor(level=1, write_content_size=True).compress(piece)
 
 
-def encode(kept: Kept) -> bytes:
-    """The bytes of a state. Raises struct.error for a number that does not fit."""
+def encode(kept: Kept) -> list[bytes]:
+    """The bytes of a state, in pieces to be written one after the other: joining them would hold the interpreter for
+    long. Raises struct.error for a number that does not fit.
+    """
     texts = (kept.version, kept.system_identifier, kept.postmaster_start, kept.slot)
-    body = b"".join(
-        (
-            *map(_sized, [text.encode() for text in texts]),
-            _NUMBERS.pack(
-                kept.timeline, kept.database_oid, kept.ledger_format, kept.row_slots, kept.tables, kept.applied,
-                kept.schema, kept.overflow, kept.target, kept.lost_at, kept.nonce,
-            ),
-            *map(_signed, (kept.fingerprint, kept.quick)),
-            _COUNT.pack(len(kept.dense)),
-            *(_sized(tag) + _WORD.pack(value) for tag, value in kept.dense),
-            _COUNT.pack(len(kept.rows)),
-            *(_COUNT.pack(number) + _sized(packed) for number, packed in kept.rows),
-        )
+    numbers = _NUMBERS.pack(
+        kept.timeline, kept.database_oid, kept.ledger_format, kept.row_slots, kept.tables, kept.applied, kept.schema,
+        kept.overflow, kept.target, kept.lost_at, kept.nonce,
     )  # fmt: skip
-    return _HEAD.pack(_MAGIC, _HEAD.size + len(body), xxh3_128_digest(body)) + body
+    body = [*(_sized(text.encode()) for text in texts), numbers, _signed(kept.fingerprint), _signed(kept.quick)]
+    body.append(_COUNT.pack(len(kept.dense)))
+    body += (
+        b"".join(_sized(tag) + _WORD.pack(value) for tag, value in kept.dense[at : at + _AT_ONCE])
+        for at in range(0, len(kept.dense), _AT_ONCE)
+    )
+    body.append(_COUNT.pack(len(kept.rows)))
+    for number, packed in kept.rows:
+        body += (_COUNT.pack(number) + _COUNT.pack(len(packed)), packed)
+    checksum = xxh3_128()
+    for piece in body:
+        checksum.update(piece)
+    return [_HEAD.pack(_MAGIC, _HEAD.size + sum(map(len, body)), checksum.digest()), *body]
 
 
 def decode(data: bytes) -> Kept:

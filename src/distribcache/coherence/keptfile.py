@@ -19,6 +19,7 @@ import os
 import re
 import stat
 import threading
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -77,7 +78,7 @@ class KeptFile:
             if not make:
                 return ""
             made = os.urandom(5).hex()
-            self._replace(path, made.encode())
+            self._replace(path, [made.encode()])
         except OSError as error:
             raise _unusable(error, self.directory) from error
         return made
@@ -127,7 +128,7 @@ class KeptFile:
             except OSError as error:
                 raise _unusable(error, self.state) from error
 
-    def write(self, data: bytes, turn: int) -> bool:
+    def write(self, data: Iterable[bytes], turn: int) -> bool:
         """Replace the state; returns when it is on disk. False: its turn was over. Raises OSError."""
         return self._replace(self.state, data, turn)
 
@@ -144,15 +145,16 @@ class KeptFile:
                 with suppress(OSError):
                     self.state.unlink()
 
-    def _replace(self, path: Path, data: bytes, turn: int | None = None) -> bool:
+    def _replace(self, path: Path, data: Iterable[bytes], turn: int | None = None) -> bool:
         beside = path.with_name(path.name + ".new")
         with suppress(FileNotFoundError):
             beside.unlink()
         file = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS, 0o600)
         try:
-            view = memoryview(data)
-            while view:
-                view = view[os.write(file, view) :]
+            for piece in data:
+                view = memoryview(piece)
+                while view:
+                    view = view[os.write(file, view) :]
             os.fsync(file)
         finally:
             os.close(file)
