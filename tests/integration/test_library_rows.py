@@ -215,3 +215,22 @@ async def test_a_stopped_cache_passes_by(shop: Shop) -> None:
     assert await cache.fetch(connection, ONE) == [(5, "item 5")]
     assert cache.last.reason == "stopped"
     await connection.close()
+
+
+async def test_loaders_changed_for_all_are_honoured_by_pools(shop: Shop, cache: DistribCache) -> None:
+    class Plain(psycopg.adapt.Loader):
+        def load(self, data: Any) -> str:
+            return bytes(data).decode()
+
+    text = "SELECT price FROM item WHERE id = 22"
+    before = psycopg.adapters.get_loader(1700, psycopg.pq.Format.TEXT)
+    assert before is not None
+    async with psycopg_pool.AsyncConnectionPool(shop.conninfo(), min_size=1, open=False) as pool:
+        assert await hit(cache, pool, text) == [(decimal.Decimal("33.0"),)]
+    psycopg.adapters.register_loader("numeric", Plain)
+    try:
+        async with psycopg_pool.AsyncConnectionPool(shop.conninfo(), min_size=1, open=False) as pool:
+            assert await cache.fetch(pool, text) == [("33.0",)]
+            assert cache.last.reason == "adapters_differ"
+    finally:
+        psycopg.adapters.register_loader("numeric", before)

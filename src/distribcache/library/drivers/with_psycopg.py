@@ -35,6 +35,7 @@ from distribcache.library.drivers.base import CALM, Question, Result, Session, a
 
 __all__ = ["maker"]
 
+_PLAIN_POOL: Final = "psycopg pool"
 _PLACEHOLDER: Final = re.compile(r"%(?:(?P<percent>%)|\((?P<name>[^)]+)\)[sbt]|(?P<next>[sbt])|.?)", re.DOTALL)
 
 
@@ -131,15 +132,17 @@ class _Session:
             plain = isinstance(kwargs, Mapping) and "context" not in kwargs
             plain = plain and getattr(self.pool, "_configure", True) is None
             plain = plain and self.pool.connection_class in (psycopg.Connection, psycopg.AsyncConnection)
-            return ("psycopg pool", True) if plain else (f"psycopg {named_once(self.pool)}", False)
+            return (_PLAIN_POOL, True) if plain else (f"psycopg {named_once(self.pool)}", False)
         adapters = self._connection.adapters
         kinds = {type(each) for each in args if each is not None}
         dumpers = sorted(f"{kind.__qualname__}={_name(adapters.get_dumper(kind, PyFormat.AUTO))}" for kind in kinds)
         return f"psycopg {','.join(dumpers)}", True
 
     def fits(self, marks: Any) -> bool:
-        """Does this connection read those types as the one did that fetched them?"""
-        return self.pool is not None or all(self._loader(oid) == name for oid, name in marks or ())
+        """Does this connection, or any of this pool, read those types as the one did that fetched them?"""
+        if self.pool is not None and self.representation(())[0] != _PLAIN_POOL:
+            return True  # only connections of this very pool share that name
+        return all(self._loader(oid) == name for oid, name in marks or ())
 
     def bound(self, question: Question) -> Bound:
         transformer = Transformer(self._connection)
@@ -160,7 +163,7 @@ class _Session:
         return Bound(tuple(oids), tuple(formats), values)
 
     def _loader(self, oid: int) -> str:
-        adapters = self._connection.adapters
+        adapters = psycopg.adapters if self._connection is None else self._connection.adapters
         return _name(adapters.get_loader(oid, Format.TEXT) or adapters.get_loader(0, Format.TEXT))
 
     def _result(self, cursor: Any, rows: list[Any]) -> Result:
