@@ -9,9 +9,10 @@ it, and says so; here each refusal is tried, since the stream's coverage rests o
   ``max_wal_senders`` can be changed by a restart only. Then everything goes to the server, and the reason is named.
 * ``idle_replication_slot_timeout`` (from 18 on) invalidates slots that nobody uses: never one that is in use.
 
-Impossible for it: the causes that exist on standbys only, ``rows_removed`` (a conflict with recovery) and
-``wal_level_insufficient`` (the primary lowered its ``wal_level``), since nothing of a server in recovery is cached; to be
-copied away or synchronised (``failover`` is off and temporary slots are never synchronised); to outlive a crash.
+Impossible: what happens on standbys only, ``rows_removed`` (a conflict with recovery) and ``wal_level_insufficient``
+(the primary has lowered its ``wal_level``), since nothing of a server in recovery is cached. It is never synchronised
+to a standby, and never outlives a crash: it is temporary. One that is kept for a warm restart is a matter of
+``test_warm_restart``.
 """
 
 from __future__ import annotations
@@ -75,9 +76,11 @@ async def test_nor_with_its_database(database: Database) -> None:
     await run(database, *STOCK)
     async with following(database.server.conninfo(), database.name) as followed:
         held = await followed.filled(READ, "stock")
-        with psycopg.connect(database.server.conninfo(), autocommit=True) as other:
-            with pytest.raises(psycopg.errors.ObjectInUse, match="is used by an active logical replication slot"):
-                other.execute(f"DROP DATABASE {database.name} WITH (FORCE)".encode())
+        with (
+            psycopg.connect(database.server.conninfo(), autocommit=True) as other,
+            pytest.raises(psycopg.errors.ObjectInUse, match="is used by an active logical replication slot"),
+        ):
+            other.execute(f"DROP DATABASE {database.name} WITH (FORCE)".encode())
         assert followed.coherence.epoch == held.epoch
         await goes_on(followed, database, held)
 
