@@ -12,18 +12,22 @@ it, and says so; here each refusal is tried, since the stream's coverage rests o
 Impossible: what happens on standbys only, ``rows_removed`` (a conflict with recovery) and ``wal_level_insufficient``
 (the primary has lowered its ``wal_level``), since nothing of a server in recovery is cached. It is never synchronised
 to a standby, and never outlives a crash: it is temporary. One that is kept for a warm restart is a matter of
-``test_warm_restart``.
+``test_warm_restart``, but for that timeout.
 """
 
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 from fix_postgres import Database, MakePostgres, create_database
+from fix_proxy import InnerProxy, MakeInnerProxy
 from followed import Followed, Held, eventually, following
+
+from distribcache.coherence.live import DatabaseCoherence
 
 READ = "SELECT value FROM stock"
 STOCK = ("CREATE TABLE stock (value int)", "INSERT INTO stock VALUES (1)")
@@ -153,3 +157,42 @@ async def test_a_restart_after_which_there_is_no_slot(make_postgres: MakePostgre
         assert followed.coherence.epoch != held.epoch
         assert not followed.valid(held)
         assert (await followed.filled(READ, "stock")).rows == [(2,)]
+
+
+async def test_a_kept_slot_that_idled_too_long_is_begun_anew(
+    make_postgres: MakePostgres, make_inner_proxy: MakeInnerProxy, tmp_path: Path
+) -> None:
+    """Between two runs nobody uses the slot that is kept for a warm restart: there the timeout does concern it."""
+    server = make_postgres(fresh=True, options={"max_slot_wal_keep_size": "1GB"})
+    database = await asyncio.to_thread(create_database, server, "kept")
+    if (await run(database, "SELECT 1 FROM pg_settings WHERE name = 'idle_replication_slot_timeout'")) == []:
+        pytest.skip("this server knows no such timeout")
+    await run(
+        database, *STOCK, "ALTER SYSTEM SET idle_replication_slot_timeout = '1s'", "SELECT pg_reload_conf()"
+    )  # fmt: skip
+    settings = {
+        "freshness.slot": "persistent", "l2.path": str(tmp_path / "l2"), "freshness.hit_wait": "2s",
+        "freshness.max_staleness": "5s",
+    }  # fmt: skip
+
+    def value(proxy: InnerProxy) -> tuple[Any, ...] | None:
+        with proxy.connect() as connection:
+            return connection.execute(READ).fetchone()
+
+    first = await asyncio.to_thread(make_inner_proxy, database.url(), settings)
+    assert await asyncio.to_thread(value, first) == (1,)
+    await asyncio.to_thread(first.stop)
+    for _ in range(200):
+        await run(database, "SELECT pg_logical_emit_message(true, 'other', '')", "CHECKPOINT")
+        if await run(database, "SELECT 1 FROM pg_replication_slots WHERE invalidation_reason = 'idle_timeout'"):
+            break
+        await asyncio.sleep(0.1)
+    else:
+        pytest.fail("the kept slot is still there")
+    await run(database, "UPDATE stock SET value = 2")
+    second = await asyncio.to_thread(make_inner_proxy, database.url(), settings)
+    (coherence,) = [each for each in second.proxy.databases if isinstance(each, DatabaseCoherence)]
+    assert coherence._keeping is not None
+    assert coherence._keeping.why == "slot_lost", second.log
+    assert await asyncio.to_thread(value, second) == (2,)
+    await asyncio.to_thread(second.stop)
