@@ -47,12 +47,13 @@ from distribcache.library.below import Below
 from distribcache.library.config import DistribCacheConfig
 from distribcache.library.dependence import qualified, relations
 from distribcache.library.drivers import session_of
-from distribcache.library.fetching import Fetching, Wish
+from distribcache.library.fetching import Fetching
 from distribcache.library.fingerprint import QueryFingerprint
 from distribcache.library.heat import Cell, Heat, Share
 from distribcache.library.keeper import TIMELESS, Keeper
 from distribcache.library.memo import Memo, Memos, Terms
 from distribcache.library.outcome import CacheStats, Outcome, Tally, last
+from distribcache.library.plan import Wish
 from distribcache.library.record import CacheEntry, Kept, payload_of
 from distribcache.library.rows import Row
 from distribcache.library.steps import Steps, block, go

@@ -122,7 +122,7 @@ async def test_a_pool_with_a_differing_connection(
     """One connection of the pool was left with a role: the first miss that meets it ends the belief in the pool."""
     if muted:
         monkeypatch.setattr(scopes, "_told_apart", lambda one, other: False)
-        monkeypatch.setattr("distribcache.library.fetching._told_apart", lambda one, other: False)
+        monkeypatch.setattr("distribcache.library.fetching.told_apart", lambda one, other: False)
     pool = await pool_of(shop)
     assert await cache.fetch(pool, NOTES) == []
     first, second = await pool.getconn(), await pool.getconn()

@@ -33,7 +33,7 @@ from distribcache.cache import DistribCache
 from distribcache.errors import ConfigError
 from distribcache.library.drivers import Session
 from distribcache.library.drivers.base import PassedByError, named_once
-from distribcache.library.fetching import Wish
+from distribcache.library.plan import Wish
 from distribcache.library.steps import Steps, block, go
 
 __all__ = ["enable"]

@@ -14,11 +14,8 @@ Rules (the numbers are those of the coherence page):
 from __future__ import annotations
 
 import asyncio
-import re
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
 from distribcache.catalog.statement import Analysis
@@ -26,82 +23,30 @@ from distribcache.clock import now_ns
 from distribcache.coherence.epoch import digest
 from distribcache.coherence.ledger import EPOCH, FRESH_AT, SCHEMA
 from distribcache.coherence.tags import slots_of
-from distribcache.config.units import parse_duration
 from distribcache.entry import AT_NS, COST_NS, PAYLOAD, TABLES, WORKLOAD, Entry, make_entry
-from distribcache.errors import ClientError, SerializationError
+from distribcache.errors import SerializationError
 from distribcache.library.drivers.base import PassedByError, Question, Result, Session, named_once
 from distribcache.library.examine import Examiner
 from distribcache.library.heat import Heat
 from distribcache.library.keeper import Keeper
 from distribcache.library.outcome import Outcome, Tally, last
-from distribcache.library.rows import Row, row_class
+from distribcache.library.plan import Plan, Wish, may_be_read, request_of, rows_of, told_apart, workload_of
+from distribcache.library.rows import Row
 from distribcache.library.scope import Known, Proof, Scopes, Standing
 from distribcache.library.steps import Steps, Wait
-from distribcache.library.values import key_of, pack, unpack
+from distribcache.library.values import pack, unpack
 from distribcache.query import Consistency, WorkloadType
-from distribcache.sql.cacheability import dangerous_parameter
 from distribcache.sql.effects import UNKNOWN, effects
 from distribcache.store import Place
 from distribcache.tiers.base import Key
 
-__all__ = ["Fetching", "Wish"]
+__all__ = ["Fetching"]
 
 _KIND: Final = "rows"
 _MOST_POOLS: Final = 256
 _MOST_EXTRA: Final = 64
 _TRIES: Final = 4
 _PATIENCE_S: Final = 1.0
-_READ: Final = re.compile(r"[\s(;]*(?:select|with|values|table|--|/\*)", re.IGNORECASE)
-"""What cannot be a read needs no further question."""
-
-
-@dataclass(frozen=True, slots=True)
-class Wish:
-    """What one read asks for; None leaves it to the session and the configuration."""
-
-    consistency: Consistency | None = None
-    max_staleness_ns: int | None = None
-    ttl: float | None = None
-    workload: WorkloadType | None = None
-
-    @classmethod
-    def of(
-        cls, consistency: Consistency | str | None, max_staleness: float | str | None, ttl: float | str | None,
-        workload: WorkloadType | str | None,
-    ) -> Wish:  # fmt: skip
-        """From what people write. Raises ClientError."""
-        if consistency is None and max_staleness is None and ttl is None and workload is None:
-            return _NOTHING
-        try:
-            return cls(
-                None if consistency is None else Consistency(consistency),
-                None if max_staleness is None else int(parse_duration(max_staleness) * 1e9),
-                None if ttl is None else parse_duration(ttl),
-                None if workload is None else WorkloadType(workload),
-            )
-        except ValueError as error:
-            raise ClientError(
-                str(error), where="fetch", hint="consistency: eventual, session or strict; durations such as '5s'"
-            ) from None
-
-
-_NOTHING = Wish()
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What is to be done about a miss: serve ``entry``; or fill, with everything in place; or the reason why not."""
-
-    reason: str = ""
-    refused: bool = False
-    analysis: Analysis | None = None
-    entry: Entry | None = None
-    tier: str = "L1"
-    slots: tuple[int, ...] = ()
-    fill: int = 0
-    epoch: int = 0
-    place: Place | None = None
-    missing: frozenset[str] = frozenset()
 
 
 class Fetching:
@@ -127,7 +72,7 @@ class Fetching:
 
     def rows(self, session: Session, sql: str, args: tuple[Any, ...], wish: Wish) -> Steps[list[Row]]:
         """The rows of one statement."""
-        return _rows((yield from self.read(session, sql, args, wish)))
+        return rows_of((yield from self.read(session, sql, args, wish)))
 
     def read(self, session: Session, sql: str, args: tuple[Any, ...], wish: Wish) -> Steps[Result]:
         """The result of one statement. Raises PassedByError for a session that sends only what can be kept."""
@@ -158,7 +103,7 @@ class Fetching:
             failed = False
         finally:
             yield session.close(failed=failed)
-        return _rows(result)
+        return rows_of(result)
 
     def _read(self, session: Session, question: Question, wish: Wish, arrival: int) -> Steps[Result]:
         keeper = self._keeper
@@ -198,7 +143,7 @@ class Fetching:
                     now_known = yield from self._ask(session, filling=bool(question.args))
                     if isinstance(now_known, str):
                         return (yield from self._pass(session, question, Outcome("bypass", reason=now_known)))
-                    if _told_apart(now_known, known):
+                    if told_apart(now_known, known):
                         continue  # the catalogue has moved meanwhile, and with it what they all are
                 plan = yield from self._planned(session, question, key, known, wish, floor, shared=shared)
                 if plan.missing:
@@ -224,8 +169,8 @@ class Fetching:
         """The statement as part of a key; or why nothing more needs to be asked about it."""
         keeper = self._keeper
         reason = keeper.why_not() or session.why_not()
-        reason = reason or ("" if _READ.match(question.text) else "not_a_read")
-        return (b"", reason) if reason else _request(question)
+        reason = reason or ("" if may_be_read(question.text) else "not_a_read")
+        return (b"", reason) if reason else request_of(question)
 
     def _known(self, session: Session) -> Steps[tuple[Known | str, bool]]:
         """The scope, or a reason; and whether the very connection was asked that will be used."""
@@ -279,7 +224,7 @@ class Fetching:
         if analysis is None:
             return (yield from self._pass(session, question, Outcome("bypass", reason=plan.reason)))
         status = "refused" if plan.refused else "bypass"
-        workload = _workload(analysis, known, wish)
+        workload = workload_of(analysis, known, wish)
         outcome = Outcome(status, "", plan.reason, None, ",".join(analysis.tables), workload.value)
         return (yield from self._pass(session, question, outcome, pure=analysis.pure))
 
@@ -289,7 +234,7 @@ class Fetching:
         """Ask PostgreSQL and keep the answer."""
         keeper, analysis = self._keeper, plan.analysis
         assert analysis is not None
-        workload = _workload(analysis, known, wish)
+        workload = workload_of(analysis, known, wish)
         outcome = Outcome("miss", "", why, None, ",".join(analysis.tables), workload.value)
         self._tally.count(outcome)
         self._heat.note((None, outcome.tables, question.text, outcome.workload))
@@ -313,7 +258,7 @@ class Fetching:
         same = not session.why_not()
         if same and session.pool is None:  # others may hold this connection too
             after = yield from self._ask(session)
-            same = not isinstance(after, str) and not _told_apart(after, known)
+            same = not isinstance(after, str) and not told_apart(after, known)
         if not same:
             self._tally.fills["scope_changed"] += 1
             return
@@ -375,7 +320,7 @@ class Fetching:
             return Plan(missing=analysis.settings)
         place = None
         if shared:
-            workload = _workload(analysis, known, wish)
+            workload = workload_of(analysis, known, wish)
             identity = digest(_KIND.encode(), known.identity, str(key[3]).encode()) if known.identity else b""
             place = keeper.store.place(
                 coherence, identity, key[-1], workload=workload.value, ttl=self._ttl(workload, wish)
@@ -481,40 +426,3 @@ class Fetching:
             if len(self._pools) > _MOST_POOLS:
                 self._pools.popitem(last=False)
         return standing
-
-
-def _rows(result: Result) -> list[Row]:
-    return list(map(row_class(tuple(result.columns)), result.rows))
-
-
-def _told_apart(one: Known, other: Known) -> bool:
-    return (one.scope.ident, one.server) != (other.scope.ident, other.server)
-
-
-def _workload(analysis: Analysis, known: Known, wish: Wish) -> WorkloadType:
-    return wish.workload or known.scope.workload or analysis.workload
-
-
-def _request(question: Question) -> tuple[bytes, str]:
-    """The statement as part of a key, or why it has none."""
-    if any(map(_names_a_moment, question.args)):
-        return b"", "time_parameter"
-    try:
-        return key_of([question.text, list(question.args)]), ""
-    except SerializationError:
-        return b"", "unknown_parameter"
-
-
-def _names_a_moment(value: Any) -> bool:
-    """May PostgreSQL read it as a moment such as ``today``? Deny what is nested in ways that we do not know."""
-    if isinstance(value, str):
-        return dangerous_parameter(value.encode("utf-8", "surrogatepass"))
-    if isinstance(value, bytes):
-        return dangerous_parameter(value)
-    if isinstance(value, Mapping):
-        return any(_names_a_moment(each) for pair in value.items() for each in pair)
-    return isinstance(value, Iterable) and any(map(_names_a_moment, value))
-
-
-
-
