@@ -81,16 +81,22 @@ class _Way:
         commit, rollback, commit_prepared = dialect.do_commit, dialect.do_rollback, dialect.do_commit_twophase
 
         def do_commit(connection: Any) -> None:
-            commit(connection)
-            self._ended(connection)
+            try:
+                commit(connection)
+            finally:  # also where the answer to the COMMIT was lost
+                self._ended(connection)
 
         def do_rollback(connection: Any) -> None:
-            rollback(connection)
-            self._ended(connection)
+            try:
+                rollback(connection)
+            finally:
+                self._ended(connection)
 
         def do_commit_twophase(connection: Any, *args: Any, **more: Any) -> None:
-            commit_prepared(connection, *args, **more)
-            self._ended(connection.connection)
+            try:
+                commit_prepared(connection, *args, **more)
+            finally:
+                self._ended(connection.connection)
 
         dialect.do_commit_twophase = do_commit_twophase
         dialect.do_commit = do_commit
