@@ -710,3 +710,22 @@ def test_the_doctor_knows_them_and_teardown_drops_them(
     monkeypatch.setenv("DISTRIBCACHE_FRESHNESS_SLOT", "persistent")
     monkeypatch.setenv("DISTRIBCACHE_L2_PATH", str(tmp_path / "l2"))
     assert check()["detail"].startswith("none yet")
+
+
+def test_a_database_that_nobody_uses_any_more_has_no_slot(
+    make_node: MakeNode, stock: Database, server: Postgres, tmp_path: Path
+) -> None:
+    """Slots are scarce: one that waits is for a process that ended, not for clients that left."""
+    other = create_database(server)
+    node = make_node(**{"freshness.database_linger": "100ms"})
+    with psycopg.connect(node.conninfo(dbname=other.name), autocommit=True) as connection:
+        connection.execute("SELECT 1")
+        until(lambda: [row[1] for row in slots(other)] == [False], lambda: str(node.log))
+        until(lambda: len(list((tmp_path / "l2").glob("*.state"))) == 2, lambda: str(node.log))
+    until(lambda: slots(other) == [], lambda: str(slots(other)))
+    assert [row[1] for row in slots(stock)] == [False], "the one of the URL stays"
+    assert len(list((tmp_path / "l2").glob("*.state"))) == 1
+    with psycopg.connect(node.conninfo(dbname=other.name), autocommit=True) as connection:
+        until(lambda: [row[1:] for row in slots(other)] == [(False, True)], lambda: str(node.log))
+    node.stop()
+    drop_database(other)

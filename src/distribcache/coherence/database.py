@@ -122,7 +122,7 @@ class Databases:
             self._leave(name)
         elif name in self._open and name not in self._linger:
             loop = asyncio.get_running_loop()
-            self._linger[name] = loop.call_later(self._options.linger_s, self._leave, name)
+            self._linger[name] = loop.call_later(self._options.linger_s, self._abandon, name)
 
     async def close_for_ddl(self, names: Iterable[str]) -> None:
         """Leave these databases now; when it returns, nothing of ours is connected to any of them.
@@ -217,6 +217,13 @@ class Databases:
         coherence = self._open.pop(name, None)
         if coherence is not None:
             self._stop(name, coherence)
+
+    def _abandon(self, name: str) -> None:
+        """The last client left a while ago."""
+        coherence = self._open.get(name)
+        if isinstance(coherence, DatabaseCoherence) and not self._clients.get(name):
+            coherence.for_good = True
+        self._leave(name)
 
     def _stop(self, name: str, coherence: Coherence) -> None:
         task = self._stopping[name] = self._spawn(self._quit(coherence))

@@ -40,12 +40,14 @@ import psycopg
 
 from distribcache.clock import now_ns
 from distribcache.coherence.catalogue import Look
+from distribcache.coherence.connections import close, connect
 from distribcache.coherence.coverage import Coverage
 from distribcache.coherence.kept import PIECE, Kept, decode, encode, pack
 from distribcache.coherence.keptfile import KeptFile, LockedError, UnusableError
 from distribcache.coherence.ledger import SCHEMA, Ledger, W
 from distribcache.coherence.lsn import format_lsn, normalise, parse_lsn
 from distribcache.coherence.reader import Reader
+from distribcache.coherence.reasons import NotServing
 from distribcache.errors import UpstreamError
 from distribcache.tiers.codec import DamagedError, ForeignError
 
@@ -331,6 +333,23 @@ class Keeping:
             else:
                 tries += 1
                 self._task = asyncio.get_running_loop().create_task(self._save())
+
+    async def drop(self, conninfo: str) -> None:
+        """Slots are scarce, and hold log back: nobody is to go on from here. To be called when the link is closed."""
+        slot, self.slot = self.slot, ""
+        if not slot:
+            return
+        self._file.remove()
+        try:
+            connection = await connect(conninfo, timeout_s=_BUSY_S)
+        except (psycopg.Error, OSError, TimeoutError, NotServing):
+            return  # the next one drops it
+        try:
+            await connection.execute(_DROP.encode(), (slot,))
+        except psycopg.Error:
+            pass
+        finally:
+            await close(connection)
 
     def close(self) -> None:
         """The database is left: others may have it; and whoever comes back may go on."""

@@ -73,6 +73,8 @@ class DatabaseCoherence:
         self._conninfo = make_conninfo(conninfo, dbname=name)
         self._log = log
         self._keeping = self._make_keeping()
+        self.for_good = False
+        """Nobody is expected back: with ``stop`` a persistent slot goes too."""
         self._state: NotServing | None = NotServing("starting")
         self._following: Following | None = None
         self._lost: asyncio.Future[NotServing] | None = None
@@ -283,7 +285,7 @@ class DatabaseCoherence:
 
     async def stop(self) -> None:
         """Leave the database: afterwards nothing of ours is connected to it."""
-        if self._keeping is not None:
+        if self._keeping is not None and not self.for_good:
             await self._keeping.finish()
         task, self._task = self._task, None
         if task is not None:
@@ -294,6 +296,8 @@ class DatabaseCoherence:
                 await asyncio.wait({self._closing})
         self._end(NotServing("stopped"))
         if self._keeping is not None:
+            if self.for_good:
+                await self._keeping.drop(self._conninfo)
             self._keeping.close()
 
     async def _run(self) -> None:
