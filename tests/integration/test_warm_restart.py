@@ -21,13 +21,15 @@ from wait import until
 from distribcache.cli.postgres import Postgres
 from distribcache.coherence import catalogue as catalogue_module
 from distribcache.coherence import keeping as keeping_module
-from distribcache.coherence.keeping import BEGUN_ANEW, Keeping
+from distribcache.coherence import resuming
+from distribcache.coherence.keeping import Keeping
 from distribcache.coherence.kept import Kept, decode, encode
 from distribcache.coherence.keptfile import KeptFile
 from distribcache.coherence.ledger import Ledger
 from distribcache.coherence.live import DatabaseCoherence
 from distribcache.coherence.lsn import format_lsn
 from distribcache.coherence.reader import Reader
+from distribcache.coherence.resuming import BEGUN_ANEW
 from distribcache.tiers.warm import WarmCache
 
 ENTRIES = 300
@@ -383,7 +385,7 @@ def test_a_hole_is_a_hole(
 ) -> None:
     """Rule 4. Muted: nobody looks where the slot stands."""
     if muted:
-        monkeypatch.setattr(Keeping, "_judge", lambda *_: None)
+        monkeypatch.setattr(resuming, "judge", lambda *_: None)
     first = make_node()
     fill(first, 20)
     first.stop()
@@ -445,7 +447,7 @@ def test_an_older_copy_of_the_file_is_a_hole(
     kill(first)
     state_of(tmp_path).write_bytes(copy)
     if muted:
-        monkeypatch.setattr(Keeping, "_judge", lambda *_: None)
+        monkeypatch.setattr(resuming, "judge", lambda *_: None)
     second = make_node()
     assert why(second) == ("" if muted else "slot_ahead"), second.log
     _, stale = outcomes(second, dict.fromkeys(range(1, 6), 2), 20)
@@ -613,7 +615,7 @@ def test_two_processes_with_one_directory(
     """Muted: there is no lock; the second finds the slot in use, waits, and throws the first one's state away."""
     if muted:
         monkeypatch.setattr(KeptFile, "lock", lambda self, *of: setattr(self, "_locked", "follow-{}-{}".format(*of)))
-        monkeypatch.setattr(keeping_module, "_BUSY_S", 0.3)
+        monkeypatch.setattr(resuming, "_BUSY_S", 0.3)
     first = make_node()
     fill(first, 20)
     saved(first)

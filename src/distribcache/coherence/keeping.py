@@ -13,11 +13,11 @@ Rules:
 3. *One catalogue.* A state is of the catalogue that its fingerprint shows. Before anything is filled under another one
    it is removed: no answer that a later state of the catalogue has ended can come back under an earlier one, even if
    both look alike. It is not saved while an alarm or a second look is pending.
-4. *Going on* needs: the state reads well; the same run of the same server (timeline and database too); the slot is
-   there, ours, whole, nobody's, and confirmed no further than W; the server's log reaches W. Then the catalogue is
-   looked at *before* the stream begins: fingerprint and settings equal those of the state, so names meant the same for
-   all that will be delivered. When the stream has begun and nobody else can move the slot, its position is looked at
-   again.
+4. *Going on* (``resuming``) needs: the state reads well; the same run of the same server (timeline and database too);
+   the slot is there, ours, whole, nobody's, and confirmed no further than W; the server's log reaches W. Then the
+   catalogue is looked at *before* the stream begins: fingerprint and settings equal those of the state, so names meant
+   the same for all that will be delivered. When the stream has begun and nobody else can move the slot, its position
+   is looked at again.
 5. In every other case there is a new nonce and a new slot, the state is removed, and one line of the log says why.
 6. Never within one process: where a link was lost, the next begins anew.
 7. Answers in L2 are settled, so a crash of the server takes back nothing that they show, and no position of the state:
@@ -39,74 +39,35 @@ from typing import TYPE_CHECKING, Final
 import psycopg
 
 from distribcache.clock import now_ns
-from distribcache.coherence.catalogue import Look
+from distribcache.coherence import resuming
 from distribcache.coherence.connections import close, connect
 from distribcache.coherence.coverage import Coverage
-from distribcache.coherence.kept import PIECE, Kept, decode, encode, pack
+from distribcache.coherence.kept import PIECE, Kept, encode, pack
 from distribcache.coherence.keptfile import KeptFile, LockedError, UnusableError
 from distribcache.coherence.ledger import SCHEMA, Ledger, W
-from distribcache.coherence.lsn import format_lsn, normalise, parse_lsn
+from distribcache.coherence.lsn import format_lsn
 from distribcache.coherence.reader import Reader
 from distribcache.coherence.reasons import NotServing
+from distribcache.coherence.resuming import BEGUN_ANEW, AnewError
 from distribcache.errors import UpstreamError
-from distribcache.tiers.codec import DamagedError, ForeignError
 
 if TYPE_CHECKING:
     from distribcache.coherence.link import Link, ServerIdentity
 
-__all__ = ["BEGUN_ANEW", "KEEP_S", "Keeping"]
+__all__ = ["KEEP_S", "Keeping"]
 
 KEEP_S: Final = 10.0
 _SHARE: Final = 20
 """Pauses between two saves, in the time that the last one took."""
 _HURRY_NS: Final = 250_000_000
-_BUSY_S: Final = 5.0
+_DROP_S: Final = 5.0
 _LAST_S: Final = 5.0
 _TRIES: Final = 3
 _DENSE_AT_ONCE: Final = 2000
 _PIECES_AT_ONCE: Final = 8
 _REST_S: Final = 0.0005
 
-BEGUN_ANEW: Final[dict[str, str]] = {
-    "temporary_slot": "freshness.slot = persistent would keep it over a restart",
-    "pgoutput": "a stream of pgoutput is always begun anew",
-    "unlimited_wal": "a slot that outlives us needs a bound: "
-    "ALTER SYSTEM SET max_slot_wal_keep_size = '10GB'; SELECT pg_reload_conf();",
-    "locked": "another process follows this database from the same l2.path; give each a directory of its own",
-    "unusable_directory": "the directory l2.path cannot be used for it",
-    "slot_in_use": "somebody streams from the slot that belongs to l2.path",
-    "no_state": "nothing was kept",
-    "damaged_state": "the file of the last run is not what was written",
-    "other_format": "the file of the last run is of another version",
-    "other_server": "the last run followed another server, timeline or database",
-    "server_restarted": "PostgreSQL was started anew meanwhile",
-    "slot_missing": "the slot of the last run is gone",
-    "slot_lost": "PostgreSQL gave the slot up, because it held back more than max_slot_wal_keep_size",
-    "slot_changed": "the slot of that name is not as we made it",
-    "slot_ahead": "the slot was moved beyond what the file of the last run has seen",
-    "log_went_back": "PostgreSQL's log ends before what the last run has seen",
-    "catalogue_changed": "the catalogue, roles or settings were changed meanwhile, "
-    "or PostgreSQL recovered from a crash, which resets its counters of them",
-    "link_lost": "the change stream was interrupted",
-}
-"""Why nothing of an earlier coverage is used: stable codes, and a sentence."""
-
-_SLOT = (
-    "SELECT slot_type = 'logical' AND NOT temporary AND NOT two_phase AND database = current_database() "
-    "AND plugin = %s, coalesce(active_pid, 0), "
-    "coalesce(wal_status, 'lost') = 'lost' OR to_jsonb(s) ->> 'invalidation_reason' IS NOT NULL, "
-    "coalesce(confirmed_flush_lsn::text, 'FFFFFFFF/FFFFFFFF') FROM pg_replication_slots s WHERE slot_name = %s"
-)
-_BOUND = "SELECT current_setting('max_slot_wal_keep_size')"
 _DROP = "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = %s AND NOT active"
-
-
-class _AnewError(Exception):
-    """``code`` is one of ``BEGUN_ANEW``."""
-
-    def __init__(self, code: str) -> None:
-        super().__init__(code)
-        self.code = code
 
 
 class Keeping:
@@ -160,7 +121,7 @@ class Keeping:
         first, self.slot, self.why = not self._spent, "", ""
         try:
             kept = await self._find(link, link.identity, first=first)
-        except _AnewError as refusal:
+        except AnewError as refusal:
             self.why = refusal.code
             link.catalogue.forget()
             await self._begin_anew(link, link.identity)
@@ -177,76 +138,26 @@ class Keeping:
         return kept
 
     async def _find(self, link: Link, identity: ServerIdentity, *, first: bool) -> Kept:
-        ask = link.catalogue.ask
         name = self.slot_name(identity.database_oid)
         if not self._wanted:
-            raise _AnewError("temporary_slot")
+            raise AnewError("temporary_slot")
         if link.plugin == "pgoutput":
-            raise _AnewError("pgoutput")
+            raise AnewError("pgoutput")
         try:
             self._file.lock(identity.system_identifier, identity.database_oid)
         except LockedError:
-            raise _AnewError("locked") from None
+            raise AnewError("locked") from None
         except UnusableError:
-            raise _AnewError("unusable_directory") from None
+            raise AnewError("unusable_directory") from None
         if not name:
-            raise _AnewError("unusable_directory")
-        if (await ask(_BOUND))[0][0] == "-1":
-            raise _AnewError("unlimited_wal")
-        until = now_ns() + int(_BUSY_S * 1e9)
-        while (rows := await ask(_SLOT, (link.plugin, name))) and rows[0][1]:
-            # The server has not noticed yet that the process before us is gone.
-            if now_ns() > until:
-                raise _AnewError("slot_in_use")
-            await asyncio.sleep(0.05)
+            raise AnewError("unusable_directory")
+        if not await resuming.is_bounded(link):
+            raise AnewError("unlimited_wal")
+        rows = await resuming.slot_when_free(link, name)
         self.slot = name
         if not first:
-            raise _AnewError("link_lost")
-        kept = await self._read(link, identity)
-        self._judge(kept, rows)
-        await link.catalogue.prepare()
-        look = await link.catalogue.look(lambda _: True)
-        assert isinstance(look, Look)
-        if normalise(look.insert, link.segment) < kept.applied:
-            raise _AnewError("log_went_back")
-        if (look.view.fingerprint, look.view.quick) != (kept.fingerprint, kept.quick) or look.view.relations is None:
-            raise _AnewError("catalogue_changed")
-        link.relations = look.view.relations
-        return kept
-
-    async def _read(self, link: Link, identity: ServerIdentity) -> Kept:
-        try:
-            data = await asyncio.to_thread(self._file.read)
-            if not data:
-                raise _AnewError("no_state")
-            kept = await asyncio.to_thread(decode, data)
-        except UnusableError:
-            raise _AnewError("unusable_directory") from None
-        except DamagedError:
-            raise _AnewError("damaged_state") from None
-        except ForeignError:
-            raise _AnewError("other_format") from None
-        ledger = self._coverage.ledger
-        if (kept.row_slots, kept.tables) != (ledger.row_slots, ledger.tables):
-            raise _AnewError("other_format")
-        if (kept.system_identifier, kept.timeline, kept.database_oid, kept.slot) != (
-            identity.system_identifier, identity.timeline, identity.database_oid, self.slot,
-        ):  # fmt: skip
-            raise _AnewError("other_server")
-        if kept.postmaster_start != identity.postmaster_start:
-            raise _AnewError("server_restarted")
-        return kept
-
-    def _judge(self, kept: Kept, rows: list[tuple[object, ...]]) -> None:
-        if not rows:
-            raise _AnewError("slot_missing")
-        ours, _, lost, confirmed = rows[0]
-        if lost:
-            raise _AnewError("slot_lost")
-        if not ours:
-            raise _AnewError("slot_changed")
-        if parse_lsn(str(confirmed)) > kept.applied:
-            raise _AnewError("slot_ahead")
+            raise AnewError("link_lost")
+        return await resuming.find(link, self._file, self._coverage.ledger, name, rows)
 
     async def _begin_anew(self, link: Link, identity: ServerIdentity) -> None:
         """Remove what is not used, in this order: without a state, no slot can be mistaken for its own."""
@@ -264,15 +175,10 @@ class Keeping:
 
     async def holds(self, link: Link) -> bool:
         """The stream has begun: is it as complete as the look at the slot has promised?"""
-        kept = link.kept
-        if kept is None:
-            return True
         try:
-            rows = await link.catalogue.ask(_SLOT, (link.plugin, self.slot))
-            self._judge(kept, rows)
-        except (_AnewError, UpstreamError, psycopg.Error):
+            return link.kept is None or await resuming.stands(link, link.kept, self.slot)
+        except (UpstreamError, psycopg.Error):
             return False
-        return bool(rows[0][1] == link.stream.pgconn.backend_pid)
 
     # -- while it is up
 
@@ -341,7 +247,7 @@ class Keeping:
             return
         self._file.remove()
         try:
-            connection = await connect(conninfo, timeout_s=_BUSY_S)
+            connection = await connect(conninfo, timeout_s=_DROP_S)
         except (psycopg.Error, OSError, TimeoutError, NotServing):
             return  # the next one drops it
         try:
