@@ -48,6 +48,7 @@ bench-writes: $(VENV)/.stamp-dev  ## What writes from outside do: hit ratio at 9
 bench-tiers: $(VENV)/.stamp-dev  ## Look-ups in every tier, beside diskcache and cashews, as ratios
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --group bench
 	@$(BIN)/python benchmarks/tiers.py $(ARGS)
+	@$(BIN)/python benchmarks/tiers_proxy.py
 
 bench-restart: $(VENV)/.stamp-dev  ## Hits in the first seconds after a restart, with a warm restart and without
 	@$(BIN)/python benchmarks/restart.py $(ARGS)

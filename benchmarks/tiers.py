@@ -1,4 +1,4 @@
-"""How long a look-up takes in each tier, beside a dict, diskcache and cashews, in one run.
+"""How long a look-up takes in each tier, beside a dict, diskcache, cashews and redis-py, in one run.
 
 ``python benchmarks/tiers.py [--rounds N] [--sizes 1024,4096,65536] [--write]`` prints one table per size. All targets
 take turns inside every round and every look-up is timed by itself; the figures are over all rounds. What means
@@ -12,6 +12,8 @@ of the clock around a look-up is measured too and taken off the p50.
   of one look-up seldom serves the next. The disk may have a cache of its own.
 * *one read*: a payload read from a known place in a file, in one call: what this disk and this machine can do.
 * *diskcache*, *cashews*: bytes with an expiry; nothing is compressed and nothing checked. cashews is awaited.
+* *L3*: ``DistributedCache.get`` from a Valkey cluster of three primaries with a replica each, on this machine, beside
+  redis-py on the same cluster and cashews on a server alone. All are awaited.
 
 Half of a payload can be compressed away. The last lines say whether L2 keeps to its budget for 4 KB: p50 below 20 µs,
 p99 of cold look-ups below 1 ms.
@@ -21,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import gc
 import os
 import platform
@@ -40,12 +43,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import cashews
 import diskcache
+import redis.asyncio
+from benchmarks.nodes import three_and_three
 from benchmarks.report import write_section
 
+from distribcache.cli.valkey import Valkey
 from distribcache.clock import wall_time
-from distribcache.config.tiers import WarmTier
+from distribcache.config.tiers import DistributedTier, WarmTier
 from distribcache.entry import EXPIRES, PAYLOAD, TOUCHED, make_entry
 from distribcache.tiers.base import Digest, Record
+from distribcache.tiers.distributed import DistributedCache
 from distribcache.tiers.hot import HotCache
 from distribcache.tiers.warm import WarmCache
 
@@ -212,7 +219,46 @@ def targets(where: Path) -> list[Target]:
         of_file(where),
         of_diskcache(where),
         of_cashews("disk", f"disk://?directory={where / 'cashews'}", is_disk=True),
-        # Tiers on other machines, and clients of the same servers, come here: Target(..., is_awaited=True).
+    ]
+
+
+async def far_targets(stack: contextlib.AsyncExitStack) -> list[Target]:
+    """L3 and others' clients, of one cluster of three primaries with a replica each; cashews of one server."""
+    cluster = stack.enter_context(three_and_three())
+    single = stack.enter_context(Valkey(maxmemory="2gb"))
+    settings = DistributedTier(peers=[each.address for each in cluster], deadline="5s")
+    tier = DistributedCache(settings, wall_time, lambda _: None)
+    await tier.start()
+    stack.push_async_callback(tier.stop)
+    client = redis.asyncio.RedisCluster(host=cluster[0].host, port=cluster[0].port)
+    stack.push_async_callback(client.aclose)
+
+    async def get(digest: Digest) -> bytes:
+        found = await tier.get(digest)
+        assert found is not None, tier.stats()
+        return found.payload
+
+    async def put(digest: Digest, payload: bytes) -> None:
+        now = wall_time()
+        record = Record(
+            payload, 1 << 33, 1 << 32, (b"r\0\0\0\1", b"w\0\0\0\1"), b"e" * 16, now, now + 1e6, 10**6, 1, "public.t",
+            "olap",
+        )  # fmt: skip
+        while not tier.put(digest, record):
+            await tier.flush(5)
+
+    async def redis_put(digest: Digest, payload: bytes) -> None:
+        await client.set(digest.hex(), payload, ex=10**6)
+
+    async def redis_get(digest: Digest) -> bytes:
+        found: bytes = await client.get(digest.hex())
+        return found
+
+    url = f"redis://:{single.password}@{single.host}:{single.port}/0"
+    return [
+        Target("L3 3+3", get, put, settle=lambda: None, is_awaited=True, is_disk=True),
+        Target("redis-py 3+3", redis_get, redis_put, is_awaited=True, is_disk=True),
+        of_cashews("redis, one server", url, is_disk=True),
     ]
 
 
@@ -267,8 +313,10 @@ async def measure(size: int, asked: argparse.Namespace) -> tuple[str, list[str]]
     truth = {rng.randbytes(16): rng.randbytes(size // 2) + bytes(size - size // 2) for _ in range(count)}
     digests = list(truth)
     where = Path(tempfile.mkdtemp(prefix="distribcache-tiers-", dir=asked.directory))
+    stack = contextlib.AsyncExitStack()
     present = targets(where)
     try:
+        present += await far_targets(stack)
         for target in present:
             await store(target, truth)
         for _ in range(asked.rounds):
@@ -284,6 +332,7 @@ async def measure(size: int, asked: argparse.Namespace) -> tuple[str, list[str]]
     finally:
         for target in present:
             target.end()
+        await stack.aclose()
         shutil.rmtree(where, ignore_errors=True)
 
 
@@ -329,7 +378,7 @@ async def run(asked: argparse.Namespace) -> None:
         verdicts += lines
     print("\n".join(verdicts))
     if asked.write:
-        libraries = " · ".join(f"{name} {version(name)}" for name in ("lmdb", "lz4", "diskcache", "cashews"))
+        libraries = " · ".join(f"{name} {version(name)}" for name in ("lmdb", "lz4", "diskcache", "cashews", "redis"))
         load = "/".join(f"{part:.1f}" for part in os.getloadavg())
         facts = (
             f"* {datetime.now(UTC):%Y-%m-%d %H:%M} UTC · {os.cpu_count()} cores · load {load}\n"
