@@ -240,11 +240,15 @@ class Fetching:
         self._heat.note((None, outcome.tables, question.text, outcome.workload))
         began = now_ns()
         session.sent = True
-        result: Result = yield session.run(question, alone=True)
         try:
-            yield from self._store(session, key, result, plan, known, wish, outcome, (began, now_ns()))
-        except Exception as error:  # noqa: BLE001 - the answer is there
-            keeper.failures[type(error).__name__] += 1
+            result: Result = yield session.run(question, alone=True)
+            try:
+                yield from self._store(session, key, result, plan, known, wish, outcome, (began, now_ns()))
+            except Exception as error:  # noqa: BLE001 - the answer is there
+                keeper.failures[type(error).__name__] += 1
+        finally:
+            if plan.place is not None:
+                keeper.soon(keeper.store.landed, plan.place)
         return result
 
     def _store(
@@ -329,11 +333,16 @@ class Fetching:
                 tier, risen = "L2", keeper.rise(key, keeper.store.rise_near(key, place, coherence))
                 if risen is None:
                     tier, risen = "L3", keeper.rise(key, await keeper.store.rise_far(key, place, coherence))
+                if risen is None and keeper.store.dear(key, place):
+                    seconds = keeper.settings.cache.single_flight_wait
+                    risen = keeper.rise(key, await keeper.store.lead(key, place, coherence, seconds))
                 if risen is not None and keeper.fresh(floor) and self._young(key, risen, known, wish):
                     return Plan(entry=risen, tier=tier)
         slots = slots_of(coherence, analysis, text, session.bound(question))
         point = coherence.fill_point()
         if point is None:
+            if place is not None:
+                keeper.store.landed(place)
             return Plan(coherence.reason or "no_fill_point", analysis=analysis)
         return Plan(analysis=analysis, slots=slots, fill=point, epoch=coherence.epoch, place=place)
 
