@@ -22,6 +22,7 @@ from distribcache.cli.postgres import Postgres
 from distribcache.coherence import catalogue as catalogue_module
 from distribcache.coherence import keeping as keeping_module
 from distribcache.coherence import resuming
+from distribcache.coherence.coverage import Coverage
 from distribcache.coherence.keeping import Keeping
 from distribcache.coherence.kept import Kept, decode, encode
 from distribcache.coherence.keptfile import KeptFile
@@ -712,6 +713,33 @@ def test_the_doctor_knows_them_and_teardown_drops_them(
     monkeypatch.setenv("DISTRIBCACHE_FRESHNESS_SLOT", "persistent")
     monkeypatch.setenv("DISTRIBCACHE_L2_PATH", str(tmp_path / "l2"))
     assert check()["detail"].startswith("none yet")
+
+
+@kept_and_muted
+def test_what_the_first_look_saw_raises_no_alarms(
+    make_node: MakeNode, stock: Database, monkeypatch: pytest.MonkeyPatch, muted: bool
+) -> None:
+    """Hundreds of transactions that look like DDL while nobody was there. Muted: each is an alarm, until the next look."""
+    first = make_node()
+    fill(first, 20)
+    first.stop()
+    stock.execute(
+        "DO $$ BEGIN FOR i IN 1..300 LOOP CREATE TEMP TABLE t (v int) ON COMMIT DROP; COMMIT; END LOOP; END $$",
+        "UPDATE stock SET value = 2 WHERE id <= 5",
+    )
+    if muted:
+        resume = Coverage.resume
+
+        def blindly(self: Coverage, *everything: Any) -> None:
+            resume(self, *everything)
+            self.seen = None
+
+        monkeypatch.setattr(Coverage, "resume", blindly)
+    second = make_node()
+    assert why(second) == "", second.log
+    hits, stale = outcomes(second, dict.fromkeys(range(1, 6), 2), 20)
+    assert (hits >= 12, stale) == (True, 0)
+    assert (coherence_of(second).counters.alarms_by["empty_transaction"] > 0) is muted
 
 
 def test_a_database_that_nobody_uses_any_more_has_no_slot(

@@ -14,15 +14,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from muted import kept_and_muted
 
-from distribcache.catalog.generation import Relation, Relations
+from distribcache.catalog.generation import CatalogueView, Relation, Relations
 from distribcache.coherence import kept as kept_module
 from distribcache.coherence.coverage import Coverage
+from distribcache.coherence.decoding import Commit
 from distribcache.coherence.freshness import Freshness
 from distribcache.coherence.keeping import _capture, _copied
 from distribcache.coherence.kept import PIECE, Kept, decode, encode, pack, read_tag
 from distribcache.coherence.keptfile import KeptFile, LockedError, UnusableError
 from distribcache.coherence.ledger import NEVER, SCHEMA, Ledger, W, tag_prefix
 from distribcache.coherence.link import ServerIdentity
+from distribcache.coherence.visibility import Snapshot
 from distribcache.tiers.codec import DamagedError, ForeignError
 
 COLUMNS = ("id",)
@@ -212,6 +214,9 @@ RELATIONS = Relations(
 )
 
 
+VIEW = CatalogueView(Snapshot(50, 60, frozenset((55,))), (1, -2, 3), (-4,), RELATIONS)
+
+
 class AnyLink:
     identity = ServerIdentity("712", "17.5", False, 1, 5)
 
@@ -244,7 +249,7 @@ def test_every_slot_means_and_holds_what_it_did(asked_before: bool) -> None:
         two.watch(7, COLUMNS)
         two.slot_of(8)
         two.slot_of(7)
-    two.resume(kept_of(one), RELATIONS)
+    two.resume(kept_of(one), VIEW)
     again = two.ledger
     assert again.words[W] == 2000
     assert again.words[SCHEMA] == ledger.words[SCHEMA]
@@ -266,7 +271,7 @@ def test_what_found_no_room_is_kept_too() -> None:
     one.begin(100)
     for oid in range(20, 30):
         one.ledger.touch(oid, oid * 10)
-    two.resume(kept_of(one), RELATIONS)
+    two.resume(kept_of(one), VIEW)
     for oid in range(20, 30):
         assert two.ledger.words[two.ledger.slot_of(oid, 0)] >= oid * 10
     assert two.ledger.words[two.ledger.slot_of(99, 0)] >= 290
@@ -294,3 +299,13 @@ def test_a_commit_that_comes_while_slots_are_copied(muted: bool) -> None:
         copied = _copied(ledger, first, slots)
     holds = copied.applied < 300 or dict(copied.dense)[b"t" + (8).to_bytes(8, "little")] >= 300
     assert holds is not muted
+
+
+def test_what_the_look_has_seen_is_no_alarm_any_more() -> None:
+    one, two = coverage_of(), coverage_of()
+    one.begin(100)
+    two.resume(kept_of(one), VIEW)
+    for number, xid in enumerate((51, 52, 55, 60)):
+        two.commit(Commit(xid, 110 + number, frozenset(), empty=True, ddl=False, rows=0))
+    assert [alarm.xid for alarm in two.alarms.pending] == [-1, 55, 60]
+    assert two.lost_at == 0

@@ -123,11 +123,13 @@ class Coverage:
         self.running = True
         self.alarms.raise_("starting", start)
 
-    def resume(self, kept: Kept, relations: Relations, segment: int = DEFAULT_SEGMENT) -> None:
+    def resume(self, kept: Kept, view: CatalogueView, segment: int = DEFAULT_SEGMENT) -> None:
         """The stream is about to start, and carries every commit behind ``kept.applied``, maybe earlier ones again.
 
-        ``relations``: from a look at a catalogue that has the fingerprint of ``kept``.
+        ``view``: the fingerprint is that of ``kept``. So no commit that it saw has changed anything, and none of those
+        is an alarm: there may be very many, as each temporary table that was made meanwhile looks like one.
         """
+        assert view.relations is not None
         self.segment = segment
         self.nonce = kept.nonce
         ledger = self.ledger
@@ -137,8 +139,8 @@ class Coverage:
             if ledger.tags_of((slot,)) is not None:  # somebody may have asked for it already, as one never seen
                 ledger.words[slot] = value
         ledger.resume(kept.applied, kept.schema, kept.overflow, kept.unpacked, PIECE)
-        self.relations = relations
-        self.watching.renew(relations)
+        self.relations, self.seen = view.relations, view.snapshot
+        self.watching.renew(view.relations)
         self.fingerprint, self.quick = kept.fingerprint, kept.quick
         self.target, self.lost_at = kept.target, kept.lost_at
         self.received = kept.applied

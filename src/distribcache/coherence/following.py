@@ -113,10 +113,10 @@ class Following:
         await link.catalogue.prepare()
         if link.keeping is not None:
             link.keeping.begin(link, self.reader)
-        if link.kept is None:
+        if link.kept is None or link.view is None:
             self.coverage.begin(link.start, link.segment)
         else:
-            self.coverage.resume(link.kept, link.relations, link.segment)
+            self.coverage.resume(link.kept, link.view, link.segment)
         try:
             await self.reader.start(link.slot, link.start)
         except UpstreamError as error:

@@ -29,7 +29,7 @@ import psycopg
 from psycopg.conninfo import make_conninfo
 
 from distribcache.catalog.announcing import announces
-from distribcache.catalog.generation import Relations
+from distribcache.catalog.generation import CatalogueView
 from distribcache.catalog.publications import ENROL_SQL, STATE_SQL, TRIGGERS, WAITING_SQL
 from distribcache.coherence.catalogue import LOCK_MS, STATEMENT_MS, Catalogue
 from distribcache.coherence.connections import APPLICATION_NAME, Connection, close, connect
@@ -102,8 +102,8 @@ class Link:
     ) -> None:
         self.keeping = keeping
         self.kept: Kept | None = None
-        """What is gone on from; with it ``relations``, from a look at the same catalogue."""
-        self.relations = Relations.empty()
+        """What is gone on from; with it ``view``, a look at the same catalogue."""
+        self.view: CatalogueView | None = None
         self._conninfo = conninfo
         self._options = options
         self._report = report

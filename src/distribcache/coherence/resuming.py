@@ -81,7 +81,7 @@ async def slot_when_free(link: Link, name: str) -> list[tuple[Any, ...]]:
 
 
 async def find(link: Link, file: KeptFile, ledger: Ledger, slot: str, rows: list[tuple[Any, ...]]) -> Kept:
-    """The state to go on from, whose catalogue is that of now: its map is ``link.relations``. Raises AnewError."""
+    """The state to go on from, whose catalogue is that of now; the look is ``link.view``. Raises AnewError."""
     assert link.identity is not None
     kept = await _read(file, link.identity, ledger, slot)
     judge(kept, rows)
@@ -92,7 +92,7 @@ async def find(link: Link, file: KeptFile, ledger: Ledger, slot: str, rows: list
         raise AnewError("log_went_back")
     if (look.view.fingerprint, look.view.quick) != (kept.fingerprint, kept.quick) or look.view.relations is None:
         raise AnewError("catalogue_changed")
-    link.relations = look.view.relations
+    link.view = look.view
     return kept
 
 
