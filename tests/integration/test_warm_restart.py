@@ -719,7 +719,7 @@ def test_the_doctor_knows_them_and_teardown_drops_them(
 def test_what_the_first_look_saw_raises_no_alarms(
     make_node: MakeNode, stock: Database, monkeypatch: pytest.MonkeyPatch, muted: bool
 ) -> None:
-    """Hundreds of transactions that look like DDL while nobody was there. Muted: each is an alarm, until the next look."""
+    """Transactions that look like DDL, while nobody was there. Muted: each is an alarm, until the next look."""
     first = make_node()
     fill(first, 20)
     first.stop()
