@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 # Tests wait for servers more than they compute: a few workers more than cores are busy at a time.
-WORKERS ?= 3
+WORKERS ?= 4
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint check docs suites compiled bench bench-writes bench-tiers bench-restart soak checker nodes twins kills clean

@@ -24,10 +24,15 @@ from distribcache.cli.postgres import Postgres
 __all__ = ["Shop", "cache", "hit", "hit_sync", "shop"]
 
 PATIENT = {"freshness_hit_wait": "2s", "freshness_max_staleness": "10s"}
-ROLES = (
-    "DO $$ BEGIN CREATE ROLE ann LOGIN; CREATE ROLE bob LOGIN; CREATE ROLE app LOGIN; GRANT ann, bob TO app; "
-    "EXCEPTION WHEN duplicate_object THEN NULL; END $$"
-)
+# Roles are the server's, and other tests have some of these names too.
+ROLES = """
+DO $$ DECLARE name text; BEGIN
+  FOREACH name IN ARRAY ARRAY['ann', 'bob', 'app'] LOOP
+    IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = name) THEN EXECUTE format('CREATE ROLE %I LOGIN', name); END IF;
+  END LOOP;
+  GRANT ann, bob TO app;
+END $$
+"""
 
 
 @dataclass(frozen=True)

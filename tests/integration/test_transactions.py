@@ -234,7 +234,7 @@ BEGINNINGS = (
 @both
 @pytest.mark.parametrize("inside", INSIDES)
 def test_inside(stage: Stage, inside: str, protocol: str) -> None:
-    for begin in part(BEGINNINGS, 1 if protocol == "simple" else 3):
+    for begin in part(BEGINNINGS, 2 if protocol == "simple" else 5):
         played(stage, [f"me: {begin}", *INSIDES[inside]], PROTOCOLS[protocol], served=is_served(begin))
 
 
@@ -288,7 +288,7 @@ AHEAD = {
 def test_set_transaction(stage: Stage, ahead: str, protocol: str) -> None:
     starts = ("BEGIN", "BEGIN NOT DEFERRABLE", "BEGIN ISOLATION LEVEL REPEATABLE READ", "BEGIN READ ONLY")
     for number, text in enumerate(SETS):
-        for begin in part(starts, 2, number) if protocol == "simple" else part(starts, 4, number + 1):
+        for begin in part(starts, 4, number) if protocol == "simple" else part(starts, 8, number + 1):
             script = [
                 f"me: {begin}", *AHEAD[ahead], f"me: {text}", *WHAT, f"me: {READ}", f"out: {CHANGE}", f"me-: {READ}",
                 f"me: {CHANGE}", "me: COMMIT", *WHAT, f"me: {READ}",
@@ -380,7 +380,7 @@ def test_defaults(stage: Stage, how: str, protocol: str) -> None:
             for name, value in settings.items():
                 stage.out.execute(f"ALTER {whom} SET {name} = '{value}'".encode())
         try:
-            for begin in part(PLAINLY, 2, number // 2):
+            for begin in part(PLAINLY, 4, number // 2):
                 script = [*ahead, f"me: {READ}", f"me: {READ}", f"me: {begin}", *OUTSIDE]
                 hits += played(
                     stage, script, ask, served=under(begin, level), must=not how.startswith("ALTER"),
@@ -436,7 +436,8 @@ TWO_PHASES: dict[str, list[str]] = {
 @both
 @pytest.mark.parametrize("how", TWO_PHASES)
 def test_two_phases(stage: Stage, how: str, protocol: str) -> None:
-    for begin in ("BEGIN", "BEGIN ISOLATION LEVEL REPEATABLE READ", "BEGIN ISOLATION LEVEL SERIALIZABLE"):
+    begins = ("BEGIN", "BEGIN ISOLATION LEVEL REPEATABLE READ", "BEGIN ISOLATION LEVEL SERIALIZABLE")
+    for begin in part(begins, 3, list(TWO_PHASES).index(how) + (protocol == "extended")):
         played(stage, [f"me: {begin}", *TWO_PHASES[how]], PROTOCOLS[protocol], served=is_served(begin))
 
 

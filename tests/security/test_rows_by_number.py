@@ -146,7 +146,9 @@ def test_row_1_without_the_role_in_its_scope_a_session_is_shown_anothers_rows(
 
 
 def test_row_13_no_secret_is_compared_here() -> None:
-    """Security row 13: whether a password, cancel key or token is right is decided by PostgreSQL alone."""
+    """Security row 13: whether a password, cancel key or token is right is decided by PostgreSQL alone;
+    the tokens and proofs of what lies in L3 are compared in a time that tells nothing.
+    """
     assert distribcache.__file__ is not None
     found = []
     for file in Path(distribcache.__file__).parent.rglob("*.py"):
@@ -156,7 +158,7 @@ def test_row_13_no_secret_is_compared_here() -> None:
                 words = " ".join(map(ast.unparse, sides)).lower()
                 if any(word in words for word in ("secret", "passwd", "password", "token")) and "len(" not in words:
                     found.append(f"{file.name}:{node.lineno} {ast.unparse(node)}")
-    allowed = ("Front.PASSWORD",)
+    allowed = ("Front.PASSWORD", "_CHECKSUM")  # the latter tells only whether there is a secret
     assert [each for each in found if not any(word in each for word in allowed)] == []
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from hmac import compare_digest
 from typing import Final
 
 from distribcache.clock import now_ns
@@ -78,7 +79,7 @@ class Leases:
         if connection is None:
             return
         answer = await connection.ask(command(b"GETRANGE", key, b"0", b"%d" % len(token)), BULK)
-        if answer == token:
+        if isinstance(answer, bytes) and compare_digest(answer, token):
             answer = await connection.ask(command(b"DEL", key), INTEGER)
         if isinstance(answer, Refusal | Lost):
             self._failed(peer, answer)
