@@ -92,8 +92,6 @@ class Store:
         self.patience_s = patience_s
         """How long anybody waits for another's miss, and so how long a lease lives."""
         self._cheap: OrderedDict[Key, None] = OrderedDict()
-        self._large: set[bytes] = set()
-        """Digests that L2 has something large under, until that is read."""
         self._leases: dict[bytes, asyncio.Future[None]] = {}
         self._leased: set[bytes] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -164,7 +162,7 @@ class Store:
             fill=entry[FILL],
             analysis=min(max(entry[ANALYSIS], coherence.confirmed()), entry[FILL]),
             tags=tags,
-            epoch=coherence.own_epoch(),
+            epoch=coherence.shared_epoch(),
             filled_at=wall - age,
             expires_at=wall - age + one.ttl,
             cost_ns=entry[COST_NS],
@@ -175,37 +173,30 @@ class Store:
         self._place(one.place, record, coherence)
 
     def _place(self, place: Place, record: Record, coherence: Coherence) -> None:
+        """Put a record, which has the server's epoch, where it belongs."""
         if place.near and self.stack.takes_near(len(record.payload), record.expires_at - record.filled_at):
             self.stack.put_near(place.digest, replace(record, epoch=coherence.own_epoch()))
         if place.far:
-            self.stack.put_far(place.digest, replace(record, epoch=coherence.shared_epoch()))
+            self.stack.put_far(place.digest, record)
 
     # -- up
 
-    def rise_near(self, key: Key, place: Place, coherence: Coherence) -> Entry | None:
-        """The answer from L2, now in L1 too; None when it is not there, no longer valid, or ``waits_below``."""
+    def rise_near(self, key: Key, place: Place, coherence: Coherence) -> Entry | Large | None:
+        """The answer from L2, in L1 too now; None when it is gone or not valid. ``LARGE``: ask ``rise_far``."""
         found = self.stack.find_near(place.digest) if place.near else None
-        if isinstance(found, Large):
-            self._large.add(place.digest)
-            return None
-        return self._from_near(key, found, coherence)
+        return found if isinstance(found, Large) else self._from_near(key, found, coherence)
 
     def _from_near(self, key: Key, record: Record | None, coherence: Coherence) -> Entry | None:
         if record is None or record.epoch != coherence.own_epoch():
             return None
         return self._rise(key, record, coherence)
 
-    def waits_below(self, place: Place) -> bool:
-        """May ``rise_far`` have it: L3, or L2 with what is too large to be read in passing?"""
-        return place.far or place.digest in self._large
-
-    async def rise_far(self, key: Key, place: Place, coherence: Coherence) -> Entry | None:
+    async def rise_far(self, key: Key, place: Place, coherence: Coherence, *, large: bool = False) -> Entry | None:
         """The answer from L3, now in the tiers above too; None when it is not there or no longer valid.
 
-        What ``rise_near`` has found to be large comes from L2 still.
+        ``large``: L2 has it, and ``rise_near`` has left it, because reading it takes its time.
         """
-        if place.digest in self._large:
-            self._large.discard(place.digest)
+        if large:
             entry = self._from_near(key, await self.stack.fetch_near(place.digest), coherence)
             if entry is not None:
                 return entry

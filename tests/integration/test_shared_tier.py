@@ -322,13 +322,13 @@ def test_an_answer_that_came_between_the_look_and_the_lease_is_taken(
     rise_far = Store.rise_far
     blind = [node_of(second).store]
 
-    async def late(self: Store, *args: Any) -> Any:
+    async def late(self: Store, *args: Any, **more: Any) -> Any:
         if self in blind:
             looked.set()
             if not muted:
                 blind.remove(self)  # only the first look comes too early
             return None
-        return await rise_far(self, *args)
+        return await rise_far(self, *args, **more)
 
     monkeypatch.setattr(Store, "rise_far", late)
     with as_olap(first) as a, as_olap(second) as b:

@@ -32,6 +32,7 @@ from distribcache.coherence.options import Options
 from distribcache.coherence.probe import Answer, Probe
 from distribcache.coherence.reader import Reader
 from distribcache.coherence.reasons import NotServing
+from distribcache.coherence.waiting import Waiting
 from distribcache.errors import UpstreamError
 
 __all__ = ["Following"]
@@ -95,7 +96,7 @@ class Following:
         self._poll_wanted = False
         self._polled_at = 0
         self._reread_after = 0
-        self._waiters: list[tuple[int, asyncio.Future[bool]]] = []
+        self._waiting = Waiting()
         self._traffic = True
         self._active_until = 0
         self._answered = 0  # when the newest answered probe was asked
@@ -139,9 +140,7 @@ class Following:
         for timer in (self._timer, self._soon, self._flushing):
             if timer is not None:
                 timer.cancel()
-        waiters, self._waiters = self._waiters, []
-        for _, future in waiters:
-            _resolve(future, False)
+        self._waiting.give_up()
 
     async def close(self) -> None:
         """Stop, and close the connections; returns when the server's processes have ended."""
@@ -155,10 +154,7 @@ class Following:
 
     def wait_fresh(self, floor_ns: int, timeout_s: float) -> asyncio.Future[bool]:
         """True as soon as ``fresh_at >= floor_ns``; False after ``timeout_s``, or when the link ends."""
-        future: asyncio.Future[bool] = self._loop.create_future()
-        self._waiters.append((floor_ns, future))
-        timer = self._loop.call_later(timeout_s, _resolve, future, False)
-        future.add_done_callback(lambda _: timer.cancel())
+        future = self._waiting.add(floor_ns, timeout_s)
         self.note_traffic()
         if self.coverage.limit_at() < floor_ns:
             self._work.set()
@@ -241,7 +237,7 @@ class Following:
     def _flush(self) -> None:
         self._flushing = None
         coverage, now = self.coverage, now_ns()
-        late = bool(coverage.pending) and any(not future.done() for _, future in self._waiters)
+        late = bool(coverage.pending) and bool(self._waiting)
         if not self.up or not self.probe.may_flush or not (late or coverage.applied < coverage.target):
             return
         wait = self._flushed_at + _FLUSH_NS - now
@@ -253,22 +249,16 @@ class Following:
 
     def _on_fresh(self, fresh_at: int) -> None:
         self.counters.fences += 1
-        if self._waiters:
-            waiters, self._waiters = self._waiters, []
-            for waiter in waiters:
-                if waiter[0] <= fresh_at:
-                    _resolve(waiter[1], True)
-                elif not waiter[1].done():
-                    self._waiters.append(waiter)
+        self._waiting.reached(fresh_at)
 
     def _drive(self) -> None:
         """Send the next probe, now or a little later, if one is due."""
         if not self.up or self.probe.busy:
             return
         coverage, now = self.coverage, now_ns()
-        self._waiters = [waiter for waiter in self._waiters if not waiter[1].done()]
+        self._waiting.prune()
         visibility = coverage.visibility
-        if not visibility.seen_start or any(floor > self._answered for floor, _ in self._waiters):
+        if not visibility.seen_start or self._waiting.beyond(self._answered):
             self.probe.ask(coverage.received)
             return
         active = self._is_active(now)
@@ -422,8 +412,3 @@ class Following:
         coverage.publish()
         if coverage.applied < coverage.target:
             self._nudge(flush=True)
-
-
-def _resolve(future: asyncio.Future[bool], value: bool) -> None:
-    if not future.done():
-        future.set_result(value)

@@ -55,6 +55,7 @@ from distribcache.coherence.ledger import (
 from distribcache.coherence.link import IDENTITY, ServerIdentity
 from distribcache.coherence.options import Options
 from distribcache.coherence.reasons import REASONS, NotServing
+from distribcache.coherence.waiting import Waiting
 from distribcache.errors import UpstreamError
 
 __all__ = ["Mirror", "Place"]
@@ -100,7 +101,7 @@ class Mirror:
         self._confirmed = self._heard = 0
         self._counts = memoryview(b"")
         self._facts: Mapping[str, Any] = {}
-        self._waiters: list[tuple[int, asyncio.Future[bool]]] = []
+        self._waiting = Waiting()
         self._want: tuple[int, float] | None = None
         self._told_traffic = 0
         self._refused: set[tuple[int, Columns]] = set()
@@ -173,13 +174,8 @@ class Mirror:
         self.looked_at, self._confirmed = state.looked_at, state.confirmed
         if ended:
             self._ended()
-        if self._waiters and fresh_at:
-            waiters, self._waiters = self._waiters, []
-            for waiter in waiters:
-                if waiter[0] <= fresh_at:
-                    _resolve(waiter[1], True)
-                elif not waiter[1].done():
-                    self._waiters.append(waiter)
+        if fresh_at:
+            self._waiting.reached(fresh_at)
 
     def _ended(self) -> None:
         for listener in self.epoch_listeners:
@@ -189,9 +185,7 @@ class Mirror:
         """Main is gone: nothing more is known."""
         self.head[FRESH_AT] = 0
         self._serving = self._fills = False
-        waiters, self._waiters = self._waiters, []
-        for _, future in waiters:
-            _resolve(future, False)
+        self._waiting.give_up()
 
     async def leave(self) -> None:
         """Close what is ours in the database. Nothing is opened there from ``go`` until ``come_back``."""
@@ -306,14 +300,12 @@ class Mirror:
     def wait_fresh(self, floor_ns: int, timeout_s: float) -> asyncio.Future[bool]:
         """True as soon as ``fresh_at >= floor_ns``; False after ``timeout_s``, or when main is gone."""
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[bool] = loop.create_future()
         fresh = self.head[FRESH_AT] >= floor_ns
         if fresh or not self.number or self._place.channel.ended:
-            future.set_result(fresh)
-            return future
-        self._waiters.append((floor_ns, future))
-        timer = loop.call_later(timeout_s, _resolve, future, False)
-        future.add_done_callback(lambda _: timer.cancel())
+            known: asyncio.Future[bool] = loop.create_future()
+            known.set_result(fresh)
+            return known
+        future = self._waiting.add(floor_ns, timeout_s)
         if self._want is None:
             loop.call_soon(self._ask_for_proof)
             self._want = floor_ns, timeout_s
@@ -324,7 +316,7 @@ class Mirror:
     def _ask_for_proof(self) -> None:
         want, self._want = self._want, None
         if want is not None:
-            self._waiters = [waiter for waiter in self._waiters if not waiter[1].done()]
+            self._waiting.prune()
             if not self._place.channel.full:  # main does not read: nobody is helped by asking again and again
                 self._place.channel.send(Want(self.number, *want))
 
@@ -423,8 +415,3 @@ async def _retire(catalogue: Catalogue) -> None:
         async with asyncio.timeout(_PATIENCE_S):
             await catalogue.idle()
     await close(catalogue.connection)
-
-
-def _resolve(future: asyncio.Future[bool], value: bool) -> None:
-    if not future.done():
-        future.set_result(value)

@@ -17,10 +17,9 @@ from psycopg.conninfo import make_conninfo
 from distribcache.clock import now_ns
 from distribcache.coherence.catalogue import LOCK_MS, STATEMENT_MS, Catalogue
 from distribcache.coherence.connections import close, connect
-from distribcache.coherence.freshness import Freshness, Watched
-from distribcache.coherence.ledger import EPOCH, FLOORS, FRESH_AT, NEVER, SCHEMA, Columns, Ledger, V, W, next_epoch
-from distribcache.coherence.link import ServerIdentity
+from distribcache.coherence.ledger import EPOCH, FLOORS, FRESH_AT, NEVER, SCHEMA, Ledger, V, W, next_epoch
 from distribcache.coherence.options import Options
+from distribcache.coherence.unfollowed import Unfollowed
 from distribcache.errors import UpstreamError
 
 __all__ = ["TtlOnly"]
@@ -28,29 +27,18 @@ __all__ = ["TtlOnly"]
 _LOOK_NS = 60_000_000_000
 
 
-class TtlOnly:
+class TtlOnly(Unfollowed):
     """The same face as ``DatabaseCoherence``, without coherence."""
 
     mode = "ttl"
-    plugin = ""
 
     def __init__(
         self, conninfo: str, name: str, options: Options | None = None, log: Callable[[str], None] = lambda _: None
     ) -> None:
-        self.name = name
         self.options = options or Options()
-        self.ledger = Ledger(self.options.tables, 1)
-        self.words = self.head = self.ledger.words
-        self.floors: memoryview | None = None
-        self.alarmed: memoryview | None = None
-        self.counters = Freshness(epoch_changes=0)
-        self.max_staleness_ns = NEVER
-        self.identity: ServerIdentity | None = None
-        self.server_version_num = 0
-        self.epoch_listeners: list[Callable[[int], None]] = []
+        super().__init__(name, Ledger(self.options.tables, 1), NEVER)
         self.alarm_listeners: list[Callable[[str, str], None]] = []
         self.epoch = 0
-        self.looked_at = 0
         self.serving = True
         self.reason = ""
         self.detail = "only time ends an entry: answers may be as old as their TTL"
@@ -85,37 +73,6 @@ class TtlOnly:
     def schema_lsn(self) -> int:
         """Analyses older than the last look are made again, so what was not there once may be found later."""
         return self._look
-
-    def confirmed(self) -> int:
-        return 0
-
-    def shared_epoch(self) -> bytes:
-        """None: positions of the log are not known here."""
-        return b""
-
-    def own_epoch(self) -> bytes:
-        return b""
-
-    def tags_of(self, slots: Sequence[int]) -> tuple[bytes, ...] | None:
-        return None
-
-    def slots_for(self, tags: Sequence[bytes]) -> tuple[int, ...] | None:
-        return None
-
-    def slot_of(self, oid: int) -> int:
-        return self.ledger.slot_of(oid, 0)
-
-    def watch(self, oid: int, columns: Columns) -> int:
-        """Nobody touches the slot of a relation, nor of its rows."""
-        return self.slot_of(oid)
-
-    def row_slot(self, oid: int, columns: Columns, values: tuple[bytes, ...]) -> int:
-        return self.slot_of(oid)
-
-    def wait_fresh(self, floor_ns: int, timeout_s: float) -> asyncio.Future[bool]:
-        future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        future.set_result(True)
-        return future
 
     def catalogue_alarm(self, reason: str) -> None:
         """Everything stored so far is dropped."""
@@ -171,13 +128,6 @@ class TtlOnly:
             "staleness_ms": None, "epoch": self.epoch,
             **self.counters.report(),
         }
-
-    def watched(self) -> list[Watched]:
-        """Nothing is watched."""
-        return []
-
-    async def start(self) -> None:
-        """Nothing to start."""
 
     async def stop(self) -> None:
         """Leave the database: afterwards nothing of ours is connected to it."""

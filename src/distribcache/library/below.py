@@ -63,7 +63,9 @@ class Below:
             return None
         place = self._place(key, _ANY, 1e9)
         if place is not None:
-            dated = store.rise_near(key, place, keeper.coherence) or await store.rise_far(key, place, keeper.coherence)
+            dated = store.rise_near(key, place, keeper.coherence)
+            if not isinstance(dated, tuple):
+                dated = await store.rise_far(key, place, keeper.coherence, large=dated is not None)
             if dated is not None:
                 return keeper.rise(key, dated)
         near = stack.find_near(_timeless(key))

@@ -39,6 +39,7 @@ from distribcache.query import Consistency, WorkloadType
 from distribcache.sql.effects import UNKNOWN, effects
 from distribcache.store import Place
 from distribcache.tiers.base import Key
+from distribcache.tiers.outcomes import Large
 
 __all__ = ["Fetching"]
 
@@ -330,9 +331,12 @@ class Fetching:
                 coherence, identity, key[-1], workload=workload.value, ttl=self._ttl(workload, wish)
             )
             if place is not None:
-                tier, risen = "L2", keeper.rise(key, keeper.store.rise_near(key, place, coherence))
+                near = keeper.store.rise_near(key, place, coherence)
+                large = isinstance(near, Large)
+                tier, risen = "L2", None if isinstance(near, Large) else keeper.rise(key, near)
                 if risen is None:
-                    tier, risen = "L3", keeper.rise(key, await keeper.store.rise_far(key, place, coherence))
+                    far = await keeper.store.rise_far(key, place, coherence, large=large)
+                    tier, risen = "L3", keeper.rise(key, far)
                 if risen is None and keeper.store.dear(key, place):
                     seconds = keeper.settings.cache.single_flight_wait
                     risen = keeper.rise(key, await keeper.store.lead(key, place, coherence, seconds))

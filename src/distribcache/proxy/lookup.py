@@ -144,14 +144,17 @@ def _rise(s: Session, key: Key, analysis: Analysis) -> Entry | Wait | None:
     place = place_of(s, key, analysis)
     if place is None:
         return None
-    entry = store.rise_near(key, place, s.coherence)
-    if entry is None and store.waits_below(place):
-        s.tried.add(("far", key))
-        s.wait("far", _risen(s, "L3" if place.far else "L2", store.rise_far(key, place, s.coherence)))
-        return WAIT
-    if entry is not None:
+    found = store.rise_near(key, place, s.coherence)
+    if isinstance(found, tuple):
         s.risen = "L2", s.hot.hits + 1
-    return entry
+        return found
+    large = found is not None
+    if place.far or large:
+        s.tried.add(("far", key))
+        tier = "L3" if place.far else "L2"
+        s.wait("far", _risen(s, tier, store.rise_far(key, place, s.coherence, large=large)))
+        return WAIT
+    return None
 
 
 async def _risen(s: Session, tier: str, way: Coroutine[Any, Any, Entry | None]) -> None:
