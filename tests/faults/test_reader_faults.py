@@ -13,7 +13,7 @@ from fix_postgres import Database, MakePostgres, create_database, drop_database
 from followed import Followed, Held, connect, eventually, following
 
 from distribcache.clock import now_ns
-from distribcache.coherence import following as following_module
+from distribcache.coherence import looking
 from distribcache.coherence import link as link_module
 from distribcache.coherence.coverage import Coverage
 from distribcache.coherence.ledger import FRESH_AT
@@ -203,7 +203,7 @@ async def test_without_that_manner_commits_would_wait_for_the_cache(
     """Coherence trap 3. Muted: the server counts us, and each commit waits."""
     monkeypatch.setattr(link_module, "counts_as_synchronous", lambda *_: False)
     monkeypatch.setattr(link_module, "_MANNERS", "SELECT 0, '', 0, '0/0'")
-    monkeypatch.setattr(following_module, "_MANNERS_NS", 1 << 60)
+    monkeypatch.setattr(looking, "_MANNERS_NS", 1 << 60)
     server = make_postgres(fresh=True)
     database = await asyncio.to_thread(create_database, server, "sync")
     await run(database, "ALTER SYSTEM SET synchronous_standby_names = '*'", "SELECT pg_reload_conf()")

@@ -16,7 +16,7 @@ from wait import until
 
 from distribcache.cli.valkey import Valkey
 from distribcache.clock import now_ns
-from distribcache.coherence import following
+from distribcache.coherence import looking
 from distribcache.coherence.coverage import Coverage
 from distribcache.coherence.ledger import Ledger
 from distribcache.coherence.live import DatabaseCoherence
@@ -227,7 +227,7 @@ def test_a_change_of_the_catalogue_that_one_node_has_yet_to_see(
         # From here on the first node is blind for the catalogue: neither alarms nor looks.
         monkeypatch.setattr(Coverage, "_alarm", lambda self, *args: 0 if self is blind else _alarm(self, *args))
         monkeypatch.setattr(
-            following.Following, "_reread",
+            looking.Looking, "_reread",
             lambda self: _only_say_so(blind) if self.coverage is blind else _reread(self),
         )  # fmt: skip
         monkeypatch.setattr(Coverage, "limit_at", lambda self: 1 << 62)
@@ -248,7 +248,7 @@ def test_a_change_of_the_catalogue_that_one_node_has_yet_to_see(
 
 
 _alarm = Coverage._alarm
-_reread = following.Following._reread
+_reread = looking.Looking._reread
 
 
 async def _only_say_so(coverage: Coverage) -> None:

@@ -1,4 +1,4 @@
-"""What goes on while a link is up: the rhythm of probes, of looks at the catalogue and of feedback.
+"""What goes on while a link is up: the rhythm of probes and of feedback. Looks at the catalogue: ``looking``.
 
 * Probes (R3): at once when a hit waits for a time that no answer covers yet; every 2 ms while a received commit is
   unproved and there is traffic, more slowly while nothing new is proved (a commit that waits for a standby); else
@@ -6,7 +6,6 @@
   unproved.
 * A probe whose position the stream does not reach at once is followed by a ping. If the server has not even flushed
   that far and a hit waits, it is made to flush, every 10 ms at most (R5).
-* The catalogue is read again when an alarm, a poll or the settling of a change asks for it (R6). Polls need traffic.
 * One timer, 20 times a second while there is traffic and once a second otherwise, does what nobody else calls for,
   and notices connections that have gone silent.
 
@@ -19,15 +18,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-import psycopg
-
-from distribcache.catalog.generation import RELOADED, CatalogueView
 from distribcache.clock import now_ns
-from distribcache.coherence.catalogue import Look
 from distribcache.coherence.coverage import Coverage
 from distribcache.coherence.decoding import LEAVE_LOCK, Commit
-from distribcache.coherence.ledger import V
 from distribcache.coherence.link import Link
+from distribcache.coherence.looking import Looking
 from distribcache.coherence.options import Options
 from distribcache.coherence.probe import Answer, Probe
 from distribcache.coherence.reader import Reader
@@ -43,13 +38,8 @@ _UNPROVED_MOST_NS = 64 * _MS
 _FLUSH_NS = 10 * _MS
 _NUDGE_S = 0.001
 _ACTIVE_NS = 2000 * _MS
-_MANNERS_NS = 5000 * _MS
-_POLL_GAP_NS = 100 * _MS
-_REREAD_SHARE = 2  # pauses between looks, in the time that the last one took
-_REREAD_MOST_NS = 250 * _MS
 _PROBE_LOST_NS = 20_000 * _MS
 _STREAM_LOST_NS = 30_000 * _MS
-_KEPT = 16  # times max_wal_lag: what other people's open transactions may make our slot hold back
 _WHO_ASKS = (
     "SELECT EXISTS (SELECT FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid "
     "JOIN pg_roles r ON r.oid = a.usesysid JOIN pg_database d ON d.datname = current_database() "
@@ -84,26 +74,20 @@ class Following:
             on_answer=self._on_answer,
             on_lost=lambda error: lose(NotServing("reader_lost", f"the probe: {error}"[:300])),
         )
+        self.looking = Looking(link, coverage, options, lose=lose, is_active=self._is_active, on_look=self._on_look)
         self.up = False
         self._loop = asyncio.get_running_loop()
-        self._catalogue: asyncio.Task[None] | None = None
         self._leaving: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._soon: asyncio.TimerHandle | None = None
         self._soon_due = 0  # kept beside the handle: below half a millisecond uvloop returns one that does not know
         self._flushing: asyncio.TimerHandle | None = None
-        self._work = asyncio.Event()
-        self._poll_wanted = False
-        self._polled_at = 0
-        self._reread_after = 0
         self._waiting = Waiting()
         self._traffic = True
         self._active_until = 0
         self._answered = 0  # when the newest answered probe was asked
         self._gap_ns = _UNPROVED_NS
         self._flushed_at = 0
-        self._manners_at = 0
-        self._enrol_at = now_ns() + int(options.enrol_s * 1e9)
         coverage.on_fresh = self._on_fresh
 
     async def start(self) -> None:
@@ -126,8 +110,7 @@ class Following:
             raise NotServing("reader_lost", "the slot was moved while it was taken over")
         await link.manners()
         self.reader.allow_feedback()
-        self._manners_at = now_ns()
-        self._catalogue = asyncio.create_task(self._watch(), name="catalogue")
+        self.looking.start()
         self._tick()
 
     def stop(self) -> None:
@@ -137,6 +120,7 @@ class Following:
         self.up = False
         self.reader.stop()
         self.probe.stop()
+        self.looking.stop()
         for timer in (self._timer, self._soon, self._flushing):
             if timer is not None:
                 timer.cancel()
@@ -145,9 +129,7 @@ class Following:
     async def close(self) -> None:
         """Stop, and close the connections; returns when the server's processes have ended."""
         self.stop()
-        if self._catalogue is not None:
-            self._catalogue.cancel()
-            await asyncio.wait({self._catalogue})
+        await self.looking.close()
         await self.link.close()
 
     # -- what hits ask for
@@ -157,7 +139,7 @@ class Following:
         future = self._waiting.add(floor_ns, timeout_s)
         self.note_traffic()
         if self.coverage.limit_at() < floor_ns:
-            self._work.set()
+            self.looking.soon()
         self._drive()
         return future
 
@@ -169,16 +151,6 @@ class Following:
                 if self._timer is not None:
                     self._timer.cancel()
                 self._tick()
-
-    def look_soon(self, *, poll: bool) -> None:
-        """An alarm was raised; or, with ``poll``, something may have changed the catalogue unseen."""
-        if poll and not self._poll_wanted:
-            self._poll_wanted = True
-            wait = self._polled_at + _POLL_GAP_NS - now_ns()
-            if wait > 0:  # whoever calls functions all the time is not worth a look each time
-                asyncio.get_running_loop().call_later(wait / 1e9, self._work.set)
-                return
-        self._work.set()
 
     # -- the stream and the probe
 
@@ -202,7 +174,7 @@ class Following:
         coverage = self.coverage
         coverage.publish()
         if coverage.alarms and coverage.wants_reread(0):
-            self._work.set()
+            self.looking.soon()
         self._drive()
 
     def _on_answer(self, answer: Answer) -> None:
@@ -220,7 +192,7 @@ class Following:
             self.lose(NotServing("wal_lag", f"the change stream is {(insert - coverage.received) >> 20} MB behind"))
             return
         if coverage.wants_reread(0):
-            self._work.set()
+            self.looking.soon()
         if coverage.pending:
             self._nudge(flush=flushed < coverage.pending[-1][1])
         self._drive()
@@ -250,6 +222,12 @@ class Following:
     def _on_fresh(self, fresh_at: int) -> None:
         self.counters.fences += 1
         self._waiting.reached(fresh_at)
+
+    def _on_look(self) -> None:
+        self.coverage.publish()
+        if self.coverage.applied < self.coverage.target:
+            self._nudge(flush=True)
+        self._drive()
 
     def _drive(self) -> None:
         """Send the next probe, now or a little later, if one is due."""
@@ -301,8 +279,8 @@ class Following:
         if self._stopped():
             return
         active = self._is_active(now)
-        if self._due(now, active=active):
-            self._work.set()
+        if self.looking.is_due(now, active=active):
+            self.looking.soon()
         self._drive()
         if self.link.keeping is not None:
             self.link.keeping.tick(now)
@@ -310,105 +288,3 @@ class Following:
 
     def _stopped(self) -> bool:
         return not self.up
-
-    def _due(self, now: int, *, active: bool) -> bool:
-        coverage = self.coverage
-        if now - self._manners_at >= _MANNERS_NS or coverage.wants_reread(now):
-            return True
-        if not active or not coverage.full_at:
-            return False
-        return now - coverage.full_at >= coverage.full_poll_ns or now - coverage.quick_at >= coverage.quick_poll_ns
-
-    # -- the catalogue
-
-    async def _watch(self) -> None:
-        """Look at the catalogue whenever that is due."""
-        try:
-            while True:
-                await self._work.wait()
-                self._work.clear()
-                while self.up and await self._look():
-                    pass
-        except NotServing as state:
-            self.lose(state)
-        except (psycopg.Error, OSError, ValueError, IndexError, StopIteration) as error:
-            self.lose(NotServing("reader_lost", f"the catalogue: {error}"[:300]))
-
-    async def _look(self) -> bool:
-        """Do one thing that is due; False when nothing is."""
-        coverage, now = self.coverage, now_ns()
-        polls = bool(coverage.full_at) and self._is_active(now)
-        wanted = self._poll_wanted and now - self._polled_at >= _POLL_GAP_NS
-        wanted = wanted or coverage.wants_reread(now)
-        paused = wanted and now < self._reread_after
-        if wanted and not paused:
-            self._poll_wanted = False
-            self._polled_at = now
-            await self._reread()
-        elif now - self._manners_at >= _MANNERS_NS:
-            self._manners_at = now
-            kept, insert = await self.link.manners()
-            if max(insert - coverage.received, kept // _KEPT) > self.options.max_wal_lag:
-                raise NotServing("wal_lag", f"the slot holds {kept >> 20} MB of log back")
-            await self.link.look_at_publications()
-            add = now >= self._enrol_at
-            if add:
-                self._enrol_at = now + int(self.options.enrol_s * 1e9)
-            await self.link.see_to_publications(add=add)
-        elif polls and now - coverage.full_at >= coverage.full_poll_ns:
-            self.counters.polls += 1
-            await self._reread()
-        elif polls and now - coverage.quick_at >= coverage.quick_poll_ns:
-            self.counters.polls += 1
-            quick = await self.link.catalogue.quick()
-            if self.up:
-                coverage.polled(quick, now)
-                if coverage.alarms:
-                    self._manners_at = 0  # a reload may have made us a synchronous standby
-        else:
-            if paused:
-                # What changes all the time is looked at now and then: one look answers all alarms of before.
-                self._loop.call_later((self._reread_after - now) / 1e9, self._work.set)
-            return False
-        if self.up:
-            coverage.publish()
-            self._drive()
-        return True
-
-    async def _reread(self) -> None:
-        """Look at all of the catalogue, and tell the ledger what follows from it (R6)."""
-        coverage, began = self.coverage, now_ns()
-        mark = coverage.alarms.mark
-        began_lsn = coverage.ledger.words[V]
-        settling = bool(coverage.settle_at and began >= coverage.settle_at)
-        own = 0
-
-        def differs(view: CatalogueView) -> bool:
-            nonlocal own
-            if not self.up or (view.fingerprint == coverage.fingerprint and not settling):
-                return False
-            if view.fingerprint != coverage.fingerprint and not coverage.alarms:
-                own = coverage.catalogue_alarm("changed_poll")  # hits stop now, not when all is read
-            return True
-
-        found = await self.link.catalogue.look(differs)
-        if isinstance(found, Look):
-            await self.link.look_at_publications()
-        if self._stopped():
-            return
-        if isinstance(found, Look):
-            view, settled, insert = found
-            # Each process of the server reloads its settings by itself.
-            settled = settled and (not coverage.quick or view.quick[RELOADED] == coverage.quick[RELOADED])
-        else:
-            view, settled, insert = found, False, 0
-        took = now_ns() - began
-        self.counters.reread_ns += took
-        self._reread_after = now_ns() + min(_REREAD_SHARE * took, _REREAD_MOST_NS)
-        coverage.reread(
-            view, mark=mark, began_at=began, insert=insert, settled=settled, own=own,
-            began_lsn=began_lsn,
-        )
-        coverage.publish()
-        if coverage.applied < coverage.target:
-            self._nudge(flush=True)

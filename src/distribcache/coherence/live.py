@@ -226,14 +226,14 @@ class DatabaseCoherence:
 
     def _alarmed(self) -> None:
         if self._following is not None:
-            self._following.look_soon(poll=False)
+            self._following.looking.soon()
         for listener in self.alarm_listeners:
             listener(self.name)
 
     def schedule_poll(self) -> None:
         """Something opaque ran that may have changed the catalogue: look soon."""
         if self._following is not None:
-            self._following.look_soon(poll=True)
+            self._following.looking.poll_soon()
 
     def note_traffic(self) -> None:
         """Somebody uses this database: probes and polls keep up with it."""
