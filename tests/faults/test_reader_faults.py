@@ -13,8 +13,8 @@ from fix_postgres import Database, MakePostgres, create_database, drop_database
 from followed import Followed, Held, connect, eventually, following
 
 from distribcache.clock import now_ns
-from distribcache.coherence import looking
 from distribcache.coherence import link as link_module
+from distribcache.coherence import looking
 from distribcache.coherence.coverage import Coverage
 from distribcache.coherence.ledger import FRESH_AT
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import psycopg
 from fix_postgres import Database
 from fix_proxy import MakeProxy, last
+from pooler import pgbouncer
 from wait import until
 
 
@@ -31,3 +32,16 @@ def test_it_works_without_logical_decoding_and_says_so(database: Database, make_
     assert [each["mode"] for each in proxy.status()["databases"]] == ["ttl"]
     slots = database.execute("SELECT count(*) FROM pg_replication_slots WHERE database = current_database()")
     assert slots == [(0,)]
+
+
+def test_behind_a_pooler_everything_passes(database: Database, make_proxy: MakeProxy) -> None:
+    """What we pin would stay on a connection that then serves others: nothing is answered from memory."""
+    database.execute("CREATE TABLE note (id int PRIMARY KEY)")
+    with pgbouncer(database) as port:
+        url = database.url().replace(f":{database.server.port}/", f":{port}/")
+        proxy = make_proxy(url, {"freshness.invalidation": "ttl"})
+        with proxy.connect(cursor_factory=psycopg.ClientCursor) as connection:
+            for _ in range(3):
+                assert connection.execute("SELECT count(*) FROM note").fetchone() == (0,)
+                told = last(connection)
+            assert (told["status"], told["reason"]) == ("bypass", "pooler")

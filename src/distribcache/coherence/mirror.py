@@ -26,7 +26,6 @@ Rules:
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -34,9 +33,9 @@ import psycopg
 from psycopg.conninfo import make_conninfo
 
 from distribcache.clock import now_ns
-from distribcache.coherence.catalogue import LOCK_MS, STATEMENT_MS, Catalogue
+from distribcache.coherence.catalogue import LOCK_MS, STATEMENT_MS
 from distribcache.coherence.channel import Channel, State, Traffic, Want
-from distribcache.coherence.connections import close, connect
+from distribcache.coherence.connections import Connection, close, connect
 from distribcache.coherence.epoch import digest, server_epoch
 from distribcache.coherence.freshness import Freshness, Watched
 from distribcache.coherence.ledger import (
@@ -54,6 +53,7 @@ from distribcache.coherence.ledger import (
 )
 from distribcache.coherence.link import IDENTITY, ServerIdentity
 from distribcache.coherence.options import Options
+from distribcache.coherence.questions import Questions
 from distribcache.coherence.reasons import REASONS, NotServing
 from distribcache.coherence.waiting import Waiting
 from distribcache.errors import UpstreamError
@@ -62,7 +62,6 @@ __all__ = ["Mirror", "Place"]
 
 _TRAFFIC_NS = 20_000_000
 _MOST_REFUSED = 10_000
-_PATIENCE_S = 2.0
 
 
 class Place:
@@ -106,10 +105,8 @@ class Mirror:
         self._told_traffic = 0
         self._refused: set[tuple[int, Columns]] = set()
         self._asked: set[tuple[int, Columns]] = set()
-        self._opening = asyncio.Lock()
-        self._catalogue: Catalogue | None = None
+        self._questions = Questions(self._connect)
         self._left = False
-        self._retiring: set[asyncio.Task[None]] = set()
         self.detach("starting")
 
     # -- what main tells
@@ -159,7 +156,7 @@ class Mirror:
     def know(self, facts: Mapping[str, Any]) -> None:
         """Reason, detail and hint, the server, and the nonce of the coverage."""
         if facts.get("where") != self._facts.get("where") or facts.get("identity") != self._facts.get("identity"):
-            self._drop()
+            self._questions.drop()  # its connection may be one to another server by now
         self._facts = facts
         fields = facts.get("identity")
         self.identity = ServerIdentity(*fields) if fields else None
@@ -190,10 +187,7 @@ class Mirror:
     async def leave(self) -> None:
         """Close what is ours in the database. Nothing is opened there from ``go`` until ``come_back``."""
         self.go()
-        async with self._opening:
-            catalogue, self._catalogue = self._catalogue, None
-        if catalogue is not None:
-            await _retire(catalogue)
+        await self._questions.close()
 
     def go(self) -> None:
         """Main is about to leave the database."""
@@ -348,18 +342,19 @@ class Mirror:
 
     async def ask(self, sql: str, params: Sequence[object] = ()) -> list[tuple[Any, ...]]:
         """A question about the catalogue on the worker's own connection. Raises UpstreamError."""
-        async with self._opening:
-            where = self._facts.get("where")
-            if self._left or not where:
-                raise UpstreamError("this database is not followed now", where=self.name, hint=self.hint)
-            if self._catalogue is None or self._catalogue.connection.closed:
-                self._catalogue = await self._connect(where)
-            catalogue = self._catalogue
-        return await catalogue.ask(sql, params)
+        self._may_ask()
+        return await self._questions.ask(sql, params)
 
-    async def _connect(self, where: Mapping[str, str]) -> Catalogue:
+    def _may_ask(self) -> Mapping[str, str]:
+        """Where the server is that main follows. Raises UpstreamError."""
+        where: Mapping[str, str] | None = self._facts.get("where")
+        if self._left or not where:
+            raise UpstreamError("this database is not followed now", where=self.name, hint=self.hint)
+        return where
+
+    async def _connect(self) -> Connection:
         """See rule 5; as in ``Link``, addresses may lead to several servers."""
-        place, expected = self._place, self._facts["identity"]
+        where, place, expected = self._may_ask(), self._place, self._facts["identity"]
         conninfo = make_conninfo(place.conninfo, dbname=self.name, **where)
         try:
             connection = await connect(
@@ -377,15 +372,7 @@ class Mirror:
                 "another server answered than the one that is followed", where=self.name,
                 hint="name one host in upstream.url, not several and no load balancer",
             )
-        return Catalogue(connection)
-
-    def _drop(self) -> None:
-        """The side connection may be one to another server by now."""
-        catalogue, self._catalogue = self._catalogue, None
-        if catalogue is not None:
-            task = asyncio.ensure_future(_retire(catalogue))
-            self._retiring.add(task)
-            task.add_done_callback(self._retiring.discard)
+        return connection
 
     def report(self) -> dict[str, object]:
         """Names and values for ``SHOW distribcache.freshness``, as far as they are known here."""
@@ -407,11 +394,3 @@ class Mirror:
         """Leave the database."""
         self.stop_serving()
         await self.leave()
-
-
-async def _retire(catalogue: Catalogue) -> None:
-    """Close a side connection, when whoever asks something on it has been answered."""
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(_PATIENCE_S):
-            await catalogue.idle()
-    await close(catalogue.connection)

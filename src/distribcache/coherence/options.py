@@ -4,30 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
-__all__ = ["FreshnessSettings", "Options"]
+from distribcache.config import Settings
 
-
-class FreshnessSettings(Protocol):
-    """The section [freshness] of the configuration, as far as it is used here."""
-
-    @property
-    def max_staleness(self) -> float: ...
-    @property
-    def max_wal_lag(self) -> int: ...
-    @property
-    def schema_poll_s(self) -> float: ...
-    @property
-    def max_databases(self) -> int: ...
-    @property
-    def database_linger(self) -> float: ...
-    @property
-    def invalidation(self) -> str: ...
-    @property
-    def plugin(self) -> str: ...
-    @property
-    def slot(self) -> str: ...
+__all__ = ["Options"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,22 +37,19 @@ class Options:
     keep_s: float = 10.0
 
     @classmethod
-    def from_settings(
-        cls, settings: FreshnessSettings, *, connect_timeout_s: float = 10.0, tightest_s: float | None = None,
-        keep_at: Path | None = None,
-    ) -> Options:  # fmt: skip
-        """From the section [freshness]."""
+    def from_settings(cls, settings: Settings) -> Options:
+        freshness = settings.freshness
         return cls(
-            max_staleness_s=settings.max_staleness,
-            tightest_s=settings.max_staleness if tightest_s is None else min(tightest_s, settings.max_staleness),
-            max_wal_lag=settings.max_wal_lag,
-            schema_poll_s=min(settings.schema_poll_s, settings.max_staleness),
-            quick_poll_s=min(0.25, settings.max_staleness),
-            connect_timeout_s=connect_timeout_s,
-            max_databases=settings.max_databases,
-            linger_s=settings.database_linger,
-            invalidation=settings.invalidation,
-            plugin=settings.plugin,
-            slot=settings.slot,
-            keep_at=keep_at,
+            max_staleness_s=freshness.max_staleness,
+            tightest_s=min([freshness.max_staleness, *settings.staleness.bounds.values()]),
+            max_wal_lag=freshness.max_wal_lag,
+            schema_poll_s=min(freshness.schema_poll_s, freshness.max_staleness),
+            quick_poll_s=min(0.25, freshness.max_staleness),
+            connect_timeout_s=settings.upstream.connect_timeout,
+            max_databases=freshness.max_databases,
+            linger_s=freshness.database_linger,
+            invalidation=freshness.invalidation,
+            plugin=freshness.plugin,
+            slot=freshness.slot,
+            keep_at=settings.l2.path,
         )

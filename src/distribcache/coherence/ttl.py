@@ -7,7 +7,6 @@ statements; it is opened when first needed and again after a failure.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,10 +14,11 @@ import psycopg
 from psycopg.conninfo import make_conninfo
 
 from distribcache.clock import now_ns
-from distribcache.coherence.catalogue import LOCK_MS, STATEMENT_MS, Catalogue
-from distribcache.coherence.connections import close, connect
+from distribcache.coherence.catalogue import LOCK_MS, STATEMENT_MS
+from distribcache.coherence.connections import Connection, connect
 from distribcache.coherence.ledger import EPOCH, FLOORS, FRESH_AT, NEVER, SCHEMA, Ledger, V, W, next_epoch
 from distribcache.coherence.options import Options
+from distribcache.coherence.questions import Questions
 from distribcache.coherence.unfollowed import Unfollowed
 from distribcache.errors import UpstreamError
 
@@ -44,10 +44,9 @@ class TtlOnly(Unfollowed):
         self.detail = "only time ends an entry: answers may be as old as their TTL"
         self.hint = "set freshness.invalidation to wal"
         self._conninfo = make_conninfo(conninfo, dbname=name)
-        self._catalogue: Catalogue | None = None
+        self._questions = Questions(self._connect)
         self._look = 1  # counts looks at the catalogue; stands where positions of the log stand elsewhere
         self._looked_at = now_ns()
-        self._opening = asyncio.Lock()
         self._renew()
 
     def _renew(self) -> None:
@@ -105,21 +104,20 @@ class TtlOnly(Unfollowed):
 
     async def ask(self, sql: str, params: Sequence[object] = ()) -> list[tuple[Any, ...]]:
         """A question about the catalogue on the cache's own connection. Raises UpstreamError."""
-        async with self._opening:
-            if self._catalogue is None or self._catalogue.connection.closed:
-                timeout = self.options.connect_timeout_s
-                try:
-                    connection = await connect(
-                        self._conninfo, timeout_s=timeout, statement_ms=STATEMENT_MS, lock_ms=LOCK_MS
-                    )
-                except (psycopg.Error, OSError, TimeoutError) as error:
-                    raise UpstreamError(
-                        "PostgreSQL cannot be asked about its catalogue", where=self.name,
-                        hint="check upstream.url: host, port, user and password",
-                    ) from error
-                self._catalogue = Catalogue(connection)
-                self.server_version_num = connection.info.server_version
-        return await self._catalogue.ask(sql, params)
+        return await self._questions.ask(sql, params)
+
+    async def _connect(self) -> Connection:
+        try:
+            connection = await connect(
+                self._conninfo, timeout_s=self.options.connect_timeout_s, statement_ms=STATEMENT_MS, lock_ms=LOCK_MS
+            )
+        except (psycopg.Error, OSError, TimeoutError) as error:
+            raise UpstreamError(
+                "PostgreSQL cannot be asked about its catalogue", where=self.name,
+                hint="check upstream.url: host, port, user and password",
+            ) from error
+        self.server_version_num = connection.info.server_version
+        return connection
 
     def report(self) -> dict[str, object]:
         """Names and values for ``SHOW distribcache.freshness``."""
@@ -131,6 +129,4 @@ class TtlOnly(Unfollowed):
 
     async def stop(self) -> None:
         """Leave the database: afterwards nothing of ours is connected to it."""
-        catalogue, self._catalogue = self._catalogue, None
-        if catalogue is not None:
-            await close(catalogue.connection)
+        await self._questions.close()
