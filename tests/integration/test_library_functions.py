@@ -17,6 +17,7 @@ from wait import until
 
 from distribcache import DistribCache, DistribCacheConfig
 from distribcache.errors import ConfigError, InvalidationError
+from distribcache.library import forgotten
 from distribcache.library import keeper as keepers
 from distribcache.library.flights import Flights
 
@@ -272,7 +273,7 @@ async def test_invalidated_while_it_is_made(
     alone: DistribCache, muted: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if muted:
-        monkeypatch.setattr(keepers.Marks, "reaches", lambda self, name, since: False)
+        monkeypatch.setattr(forgotten.Marks, "reaches", lambda self, name, since: False)
     started, go_on = asyncio.Event(), asyncio.Event()
     runs = 0
 

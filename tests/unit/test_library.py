@@ -29,8 +29,8 @@ from distribcache.library import heat
 from distribcache.library.dependence import qualified
 from distribcache.library.drivers.with_psycopg import translate
 from distribcache.library.flights import Flights
+from distribcache.library.forgotten import Marks
 from distribcache.library.heat import Heat
-from distribcache.library.keeper import Marks
 from distribcache.library.rows import row_class
 from distribcache.library.steps import Steps, Wait, block, go
 

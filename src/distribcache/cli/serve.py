@@ -29,23 +29,13 @@ from distribcache.proxy.whole import Many, One
 from distribcache.proxy.workers import Workers
 from distribcache.web.app import Admin
 
-__all__ = ["Crew", "Proxy", "options_of", "say", "serve", "unforeseen"]
+__all__ = ["Crew", "Proxy", "say", "serve", "unforeseen"]
 
 
 def say(text: str) -> None:
     """One line for the log, on stderr: names and errors of others cannot begin a line of their own or colour it."""
     line = "".join(each if each.isprintable() else repr(each)[1:-1] for each in " ".join(text.split()))
     print(f"distribcache: {line}", file=sys.stderr, flush=True)
-
-
-def options_of(settings: Settings) -> Options:
-    """What coherence has to know."""
-    return Options.from_settings(
-        settings.freshness,
-        connect_timeout_s=settings.upstream.connect_timeout,
-        tightest_s=min(settings.staleness.bounds.values(), default=None),
-        keep_at=settings.l2.path,
-    )
 
 
 class Proxy:
@@ -55,7 +45,7 @@ class Proxy:
         self.settings = settings
         url = settings.upstream_url()
         self.target = read_target(url, settings.upstream.connect_timeout)
-        self.databases = Databases(url, options_of(settings), log)
+        self.databases = Databases(url, Options.from_settings(settings), log)
         self.node = Node(settings, self.databases, log)
         self.listener = Listener(self.node, self.target, log)
         self.admin = Admin(One(self.node))
@@ -89,7 +79,7 @@ class Crew:
         url = settings.upstream_url()
         self.target = read_target(url, settings.upstream.connect_timeout)
         client_tls(settings.listen.tls_cert, settings.listen.tls_key)  # what is wrong with it is said here, once
-        self.databases = SharedDatabases(url, options_of(settings), log, workers=settings.listen.workers)
+        self.databases = SharedDatabases(url, Options.from_settings(settings), log, workers=settings.listen.workers)
         self.sockets = bind(settings.listen.endpoint)
         self.workers = Workers(settings, self.databases, self.sockets, log)
         self.admin = Admin(Many(self.workers))

@@ -14,10 +14,11 @@ from typing import Any
 
 import uvloop
 
-from distribcache.cli.serve import options_of, say, unforeseen
+from distribcache.cli.serve import say, unforeseen
 from distribcache.coherence.channel import Channel, Message, open_channel
 from distribcache.coherence.mirror import Place
 from distribcache.coherence.mirrors import Mirrors
+from distribcache.coherence.options import Options
 from distribcache.config import restore
 from distribcache.errors import ConfigError
 from distribcache.proxy.listener import Listener
@@ -59,7 +60,7 @@ class Worker:
     def _begin(self, message: dict[str, Any]) -> None:
         settings = restore(message["settings"], message["sources"])
         url = settings.upstream_url()
-        place = Place(self.channel, message["index"], message["count"], url, options_of(settings))
+        place = Place(self.channel, message["index"], message["count"], url, Options.from_settings(settings))
 
         def log(text: str) -> None:
             say(f"worker {place.index}: {text}")

@@ -1,9 +1,8 @@
 """What a cache object keeps: memory and the tiers below it, and the database whose change stream it follows.
 
-All of that lives on an event loop of its own, in a thread of its own. So one cache serves tasks of any loop and threads
-that block, and an application that computes for a second does not stop the change stream for a second. Whoever looks an
-entry up does not cross over: an entry is a tuple, a dict look-up is atomic, and the ledger is read word by word in the
-order that its writer promises (coherence trap 18). Everything that changes something is done on the loop.
+All of that lives on a loop of its own (``loop``), so one cache serves tasks of any loop and threads that block. Whoever
+looks an entry up does not cross over: an entry is a tuple, a dict look-up is atomic, and the ledger is read word by
+word in the order that its writer promises (coherence trap 18). Everything that changes something is done on the loop.
 
 Without ``upstream.url`` nothing is followed: only time ends an entry, and the mode is ``ttl``.
 """
@@ -12,12 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections import Counter, OrderedDict
-from collections.abc import Callable, Coroutine, Hashable, Sequence
-from concurrent.futures import CancelledError, Future
-from typing import Any, Final, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, Final
 
-import uvloop
 from psycopg.conninfo import conninfo_to_dict
 
 from distribcache.catalog.statement import Analyst
@@ -28,8 +24,10 @@ from distribcache.coherence.options import Options
 from distribcache.coherence.validity import valid
 from distribcache.config import Settings
 from distribcache.entry import AT_NS, EPOCH, EXPIRES, FILL, TABLES, TOUCHED, Entry
-from distribcache.errors import ConfigError, DistribCacheError
+from distribcache.errors import ConfigError
 from distribcache.library.flights import Flight, Flights
+from distribcache.library.forgotten import Forgotten
+from distribcache.library.loop import OwnLoop
 from distribcache.library.steps import Steps
 from distribcache.query import Consistency
 from distribcache.store import Place, Store
@@ -40,52 +38,26 @@ from distribcache.workload.classifier import classify
 
 __all__ = ["TIMELESS", "Keeper"]
 
-T = TypeVar("T")
 Log = Callable[[str], None]
 
 TIMELESS: Final = 0
 """As the epoch of an entry: it depends on nothing but time. Epochs of ledgers begin at 1."""
 _TICK_S: Final = 0.05
 _SWEEP: Final = 2000
-_PATIENCE_S: Final = 10.0
 
 
-class Marks:
-    """When something was invalidated by hand. Bounded: what was dropped counts as invalidated when the last of it
-    was.
-    """
-
-    __slots__ = ("_before", "_most", "_times")
-
-    def __init__(self, most: int = 65536) -> None:
-        self._times: OrderedDict[Hashable, int] = OrderedDict()
-        self._most = most
-        self._before = 0
-
-    def add(self, name: Hashable, now: int) -> None:
-        self._times[name] = now
-        self._times.move_to_end(name)
-        if len(self._times) > self._most:
-            self._before = self._times.popitem(last=False)[1]
-
-    def reaches(self, name: Hashable, since_ns: int) -> bool:
-        """Was it invalidated at that moment or later?"""
-        return self._times.get(name, self._before) >= since_ns
-
-
-class Keeper:
+class Keeper(OwnLoop):
     """See the module. ``entries`` may be read from any thread, everything else is for the loop or says otherwise."""
 
     def __init__(self, settings: Settings, log: Log, on_evict: Callable[[Key, Entry, Cause], None]) -> None:
+        super().__init__()
         self.settings = settings
         self.clock = CoarseClock()
         self.clock.tick()
         self.l1 = HotCache(settings.l1.size, settings.l1.max_entry, settings.l1.policy, on_evict)
         self.entries = self.l1.entries
         self.flights = Flights()
-        self.failures: Counter[str] = Counter()
-        self.forgotten = Marks()
-        self.gone = Marks()
+        self.forgotten = Forgotten()
         self.coherence: Coherence
         self.analyst: Analyst
         self.store: Store
@@ -93,65 +65,11 @@ class Keeper:
         """Look-ups so far, whoever made them: a hint that somebody uses the database."""
         self.on_tick: Callable[[], None] = lambda: None
         self._log = log
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread: threading.Thread | None = None
         self._databases: Databases | None = None
-        self._ended: asyncio.Event
         self._floor_lock = threading.Lock()
         self._seen = 0
 
     # -- life
-
-    @property
-    def running(self) -> bool:
-        return self._loop is not None
-
-    def start(self) -> None:
-        """Begin; returns when everything is there, but not yet that hits are served. Raises ConfigError."""
-        if self._thread is not None:
-            return
-        ready: Future[None] = Future()
-        self._thread = threading.Thread(target=self._run, args=(ready,), name="distribcache", daemon=True)
-        self._thread.start()
-        try:
-            ready.result()
-        except BaseException:
-            self._thread.join()
-            self._thread = None
-            raise
-
-    def stop(self) -> None:
-        """Let go of everything, the slot on the server included."""
-        thread, loop = self._thread, self._loop
-        if thread is not None and loop is not None:
-            loop.call_soon_threadsafe(self._ended.set)
-            thread.join()
-            self._thread = None
-
-    def _run(self, ready: Future[None]) -> None:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(self._live(ready))
-
-    async def _live(self, ready: Future[None]) -> None:
-        self._ended = asyncio.Event()
-        try:
-            await self._open()
-        except BaseException as error:  # noqa: BLE001 - raised again where it was asked for
-            ready.set_exception(error)
-            return
-        self._loop = asyncio.get_running_loop()
-        ready.set_result(None)
-        ticking = asyncio.create_task(self._ticks())
-        try:
-            await self._ended.wait()
-        finally:
-            self._loop = None
-            ticking.cancel()
-            await asyncio.wait({ticking})
-            if self._databases is not None:
-                await self._databases.stop()
-            await self.store.stack.stop()
-            self.l1.clear()
 
     async def _open(self) -> None:
         settings = self.settings
@@ -159,12 +77,7 @@ class Keeper:
             self.l1, stack_of(settings.l2, settings.l3, wall_time, self._log), self.clock,
             lease_cost_ns=int(settings.l3.lease_cost * 1e9), patience_s=settings.cache.single_flight_wait,
         )  # fmt: skip
-        options = Options.from_settings(
-            settings.freshness,
-            connect_timeout_s=settings.upstream.connect_timeout,
-            tightest_s=min(settings.staleness.bounds.values(), default=None),
-            keep_at=settings.l2.path,
-        )
+        options = Options.from_settings(settings)
         url = settings.upstream.url
         if url:
             self._databases = Databases(url, options, self._log)
@@ -180,7 +93,7 @@ class Keeper:
         coherence.epoch_listeners.append(lambda _: self.analyst.forget())
         await self.store.stack.start()
 
-    async def _ticks(self) -> None:
+    async def _live(self) -> None:
         while True:
             self.clock.tick()
             try:
@@ -191,8 +104,14 @@ class Keeper:
                     self.coherence.note_traffic()
                 self.on_tick()
             except Exception as error:  # noqa: BLE001 - a failure of ours is a counter, never an end
-                self.failures[type(error).__name__] += 1
+                self.failed(error)
             await asyncio.sleep(_TICK_S)
+
+    async def _close(self) -> None:
+        if self._databases is not None:
+            await self._databases.stop()
+        await self.store.stack.stop()
+        self.l1.clear()
 
     # -- for any thread
 
@@ -201,53 +120,11 @@ class Keeper:
         """Is there a database whose writes end entries?"""
         return self.running and self.coherence.mode == "wal"
 
-    def call(self, work: Coroutine[Any, Any, T]) -> Future[T]:
-        """Do it on the loop."""
-        if self._loop is None:
-            work.close()
-            raise DistribCacheError(
-                "the cache is not running", where="DistribCache", hint="await cache.start(), or: async with cache"
-            )
-        return asyncio.run_coroutine_threadsafe(work, self._loop)
-
-    def ask(self, work: Coroutine[Any, Any, T], otherwise: T) -> Steps[T]:
-        """What came of it on the loop; ``otherwise`` when that failed or the cache has been stopped meanwhile."""
-        try:
-            future = self.call(work)
-        except (DistribCacheError, RuntimeError):
-            work.close()
-            return otherwise
-        try:
-            result: T = yield future
-            return result
-        except (asyncio.CancelledError, CancelledError):
-            if not future.cancelled():  # it is the caller who was
-                raise
-        except Exception as error:  # noqa: BLE001 - a failure of ours is a counter, never an error of the caller
-            self.failures[type(error).__name__] += 1
-        return otherwise
-
     def land(self, key: Any, flight: Flight, failure: BaseException | None = None) -> None:
         """End a flight, behind everything that was given to the loop before."""
         flight.landing = True
         if not self.soon(self.flights.land, key, flight, failure):
             self.flights.land(key, flight, failure)
-
-    def soon(self, work: Callable[..., object], *args: Any) -> bool:
-        """Do it on the loop some time; nobody waits for it. False: there is no loop any more."""
-        loop = self._loop
-        try:
-            if loop is not None:
-                loop.call_soon_threadsafe(self._guarded, work, *args)
-        except RuntimeError:
-            return False
-        return loop is not None
-
-    def _guarded(self, work: Callable[..., object], *args: Any) -> None:
-        try:
-            work(*args)
-        except Exception as error:  # noqa: BLE001 - a failure of ours is a counter, never an error of the caller
-            self.failures[type(error).__name__] += 1
 
     def why_not(self) -> str:
         """Why nothing is served from memory now, as a stable code; empty when it is."""
@@ -326,31 +203,26 @@ class Keeper:
         """Keep an entry that was begun at that moment; what became of it."""
         if entry[EPOCH] != TIMELESS and entry[EPOCH] != self.coherence.epoch:
             return "epoch_changed"
-        if self.forgotten.reaches(key, began_ns) or self._is_gone(entry, began_ns):
+        if self.forgotten.covers(key, entry, began_ns):
             return "invalidated"
         return "stored" if self.store.put(key, entry, place, self.coherence, ttl=ttl, rows=rows) else "too_large"
 
-    def _is_gone(self, entry: Entry, began_ns: int) -> bool:
-        tables = entry[TABLES]
-        return bool(tables) and any(self.gone.reaches(table, began_ns) for table in tables.split(","))
-
     async def forget(self, key: Key) -> bool:
         """Drop a key, and whatever of it is being made at this moment."""
-        self.forgotten.add(key, now_ns())
+        self.forgotten.key(key, now_ns())
         return self.l1.discard(key)
 
     def forget_tables(self, tables: Sequence[str]) -> int:
         """Drop what was made of these tables, and what is being made of them at this moment; the number dropped."""
-        now, wanted = now_ns(), frozenset(tables)
-        for table in wanted:
-            self.gone.add(table, now)
+        wanted = frozenset(tables)
+        self.forgotten.tables(wanted, now_ns())
         made = ((key, entry[TABLES]) for key, entry in self.entries.items())
         found = [key for key, names in made if names and not wanted.isdisjoint(names.split(","))]
         return sum(self.l1.discard(key) for key in found)
 
     def rise(self, key: Key, entry: Entry | None) -> Entry | None:
         """An entry that came up from a tier below, if nobody has invalidated it by hand since it was made."""
-        if entry is None or not (self.forgotten.reaches(key, entry[AT_NS]) or self._is_gone(entry, entry[AT_NS])):
+        if entry is None or not self.forgotten.covers(key, entry, entry[AT_NS]):
             return entry
         self.l1.discard(key)
         return None
