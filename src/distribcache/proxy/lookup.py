@@ -151,7 +151,7 @@ def _rise(s: Session, key: Key, analysis: Analysis) -> Entry | Wait | None:
     large = found is not None
     if place.far or large:
         s.tried.add(("far", key))
-        tier = "L3" if place.far else "L2"
+        tier = "L2" if large else "L3"
         s.wait("far", _risen(s, tier, store.rise_far(key, place, s.coherence, large=large)))
         return WAIT
     return None
