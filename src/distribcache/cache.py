@@ -57,6 +57,7 @@ from distribcache.library.plan import Wish
 from distribcache.library.record import CacheEntry, Kept, payload_of
 from distribcache.library.rows import Row
 from distribcache.library.steps import Steps, block, go
+from distribcache.library.writing import Writing
 from distribcache.query import Consistency, QueryContext, WorkloadType
 from distribcache.tiers.base import Cause, Key, TierStats
 
@@ -349,7 +350,7 @@ class DistribCache:
             failures=dict(keeper.failures),
             seconds_saved=tally.saved_ns / 1e9,
             tiers=tiers,
-            pools=self._fetching.pools(),
+            pools=self._fetching.askers.passed_by(),
         )
 
     def heatmap(self) -> list[Cell]:
@@ -378,7 +379,7 @@ class DistribCache:
         try:
             return (yield from self._look(key, fingerprint))
         except Exception as error:  # noqa: BLE001 - a failure of the cache is a miss
-            self._keeper.failures[type(error).__name__] += 1
+            self._keeper.failed(error)
             return None
 
     def _look(self, key: Key, fingerprint: QueryFingerprint) -> Steps[CacheEntry | None]:
@@ -458,41 +459,6 @@ class DistribCache:
             found = await relations(keeper, [table])
             names += filter(None, found.tables.split(","))
         return keeper.forget_tables(names)
-
-
-class Writing:
-    """See ``DistribCache.writing``."""
-
-    __slots__ = ("_ddl", "_keeper")
-
-    def __init__(self, keeper: Keeper, *, ddl: bool) -> None:
-        self._keeper = keeper
-        self._ddl = ddl
-
-    def _ended(self) -> Steps[None]:
-        keeper = self._keeper
-        keeper.raise_floor()
-        if keeper.running:
-            yield from keeper.ask(self._tell(), None)
-
-    async def _tell(self) -> None:
-        coherence = self._keeper.coherence
-        if self._ddl:
-            coherence.catalogue_alarm("ddl")
-        elif coherence.name:
-            coherence.schedule_poll()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        block(self._ended())
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await go(self._ended())
 
 
 def _key(fingerprint: QueryFingerprint, context: QueryContext | None) -> Key:

@@ -14,8 +14,8 @@ from fix_library import Shop, hit
 from wait import until
 
 from distribcache import DistribCache, QueryFingerprint
-from distribcache.library.fetching import Fetching
 from distribcache.library.keeper import Keeper
+from distribcache.library.planning import Planning
 
 NAME = "SELECT name FROM item WHERE id = $1"
 SLOW = "SELECT count(*) FROM item a, item b, item c, item d WHERE a.id + b.id + c.id + d.id > $1"
@@ -84,7 +84,7 @@ async def test_a_failure_of_the_cache_is_not_one_of_the_read(
     def broken(*args: Any, **more: Any) -> Any:
         raise RuntimeError("broken")
 
-    monkeypatch.setattr(Fetching if place == "_plan" else Keeper, place, broken)
+    monkeypatch.setattr(Planning if place == "_plan" else Keeper, place, broken)
     assert await cache.fetch(pool, NAME, 63) == [("item 63",)]
     assert await cache.fetch(pool, NAME, 64) == [("item 64",)]
     assert cache.stats().failures["RuntimeError"] >= 1

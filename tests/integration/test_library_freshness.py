@@ -15,9 +15,9 @@ from muted import kept_and_muted
 from distribcache import CacheEntry, DistribCache, DistribCacheConfig, QueryFingerprint
 from distribcache.coherence.ledger import W
 from distribcache.coherence.live import DatabaseCoherence
+from distribcache.library import fetching
 from distribcache.library import keeper as keepers
 from distribcache.library.drivers.with_asyncpg import AsyncpgSession
-from distribcache.library.fetching import Fetching
 from distribcache.library.keeper import Keeper
 
 NAME = "SELECT name FROM item WHERE id = $1"
@@ -178,7 +178,7 @@ async def test_the_catalogue_changes(
 ) -> None:
     """DDL through the library is an alarm before it is acknowledged (R6)."""
     if muted:
-        monkeypatch.setattr(Fetching, "wrote", lambda self, text="": iter(()))
+        monkeypatch.setattr(fetching, "wrote", lambda keeper, text="": iter(()))
         monkeypatch.setattr(keepers, "valid", lambda *_: True)
         monkeypatch.setattr(Keeper, "fresh", lambda self, floor: True)
         monkeypatch.setattr(Keeper, "why_not", lambda self: "")

@@ -121,7 +121,7 @@ async def test_a_pool_with_a_differing_connection(
 ) -> None:
     """One connection of the pool was left with a role: the first miss that meets it ends the belief in the pool."""
     if muted:
-        monkeypatch.setattr(scopes, "_told_apart", lambda one, other: False)
+        monkeypatch.setattr(scopes, "told_apart", lambda one, other: False)
         monkeypatch.setattr("distribcache.library.fetching.told_apart", lambda one, other: False)
     pool = await pool_of(shop)
     assert await cache.fetch(pool, NOTES) == []
@@ -190,7 +190,7 @@ async def test_the_belief_in_a_pool_ends_with_its_time(shop: Shop, cache: Distri
     assert standing.believed((), cache._keeper.coherence.words, 1) is None
     pool = await pool_of(shop, 1)
     await hit(cache, pool, NOTES)
-    known = next(iter(cache._fetching._pools.values()))
+    known = next(iter(cache._fetching.askers._pools.values()))
     known.at_ns -= 60_000_000_000
     async with pool.connection() as connection:
         await connection.execute("SET ROLE ann")

@@ -35,6 +35,7 @@ from distribcache.library.drivers import Session
 from distribcache.library.drivers.base import PassedByError, named_once
 from distribcache.library.plan import Wish
 from distribcache.library.steps import Steps, block, go
+from distribcache.library.writing import wrote
 
 __all__ = ["enable"]
 
@@ -186,7 +187,7 @@ class _Way:
     def _ended(self, connection: Any) -> None:
         """A transaction has ended. This blocks for as long as a word to the cache's own thread takes."""
         for text in _info(connection).pop(OPTION, ()):
-            block(self._cache._fetching.wrote(text))
+            block(wrote(self._cache._keeper, text))
 
 
 def _info(connection: Any) -> dict[Any, Any]:

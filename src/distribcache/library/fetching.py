@@ -13,41 +13,33 @@ Rules (the numbers are those of the coherence page):
 
 from __future__ import annotations
 
-import asyncio
-import weakref
-from collections import OrderedDict
 from typing import Any, Final
 
-from distribcache.catalog.statement import Analysis
 from distribcache.clock import now_ns
-from distribcache.coherence.epoch import digest
-from distribcache.coherence.ledger import EPOCH, FRESH_AT, SCHEMA
-from distribcache.coherence.tags import slots_of
+from distribcache.coherence.ledger import FRESH_AT
 from distribcache.entry import AT_NS, COST_NS, PAYLOAD, TABLES, WORKLOAD, Entry, make_entry
 from distribcache.errors import SerializationError
-from distribcache.library.drivers.base import PassedByError, Question, Result, Session, named_once
-from distribcache.library.examine import Examiner
+from distribcache.library.askers import Askers
+from distribcache.library.bounds import Bounds
+from distribcache.library.drivers.base import PassedByError, Question, Result, Session
 from distribcache.library.heat import Heat
 from distribcache.library.keeper import Keeper
 from distribcache.library.outcome import Outcome, Tally, last
-from distribcache.library.plan import Plan, Wish, may_be_read, request_of, rows_of, told_apart, workload_of
+from distribcache.library.plan import Plan, Wish, may_be_read, request_of, rows_of, ttl_of, workload_of
+from distribcache.library.planning import Planning
 from distribcache.library.rows import Row
-from distribcache.library.scope import Known, Proof, Scopes, Standing
+from distribcache.library.scope import Known, told_apart
 from distribcache.library.steps import Steps, Wait
 from distribcache.library.values import pack, unpack
-from distribcache.query import Consistency, WorkloadType
-from distribcache.sql.effects import UNKNOWN, effects
+from distribcache.library.writing import wrote
+from distribcache.query import WorkloadType
 from distribcache.store import Place
 from distribcache.tiers.base import Key
-from distribcache.tiers.outcomes import Large
 
 __all__ = ["Fetching"]
 
 _KIND: Final = "rows"
-_MOST_POOLS: Final = 256
-_MOST_EXTRA: Final = 64
 _TRIES: Final = 4
-_PATIENCE_S: Final = 1.0
 
 
 class Fetching:
@@ -57,17 +49,9 @@ class Fetching:
         self._keeper = keeper
         self._tally = tally
         self._heat = heat
-        self._bounds = keeper.settings.staleness.bounds
-        self._scopes = Scopes()
-        self._examiner = Examiner()
-        self._pools: OrderedDict[str, Standing] = OrderedDict()
-        self._proofs: weakref.WeakKeyDictionary[Any, Proof] = weakref.WeakKeyDictionary()
-        self._extra: tuple[str, ...] = ()
-        """Settings that policies were seen to read: part of every scope from then on."""
-
-    def pools(self) -> dict[str, str]:
-        """Pools that are passed by, and why."""
-        return {name: "pool_differs" for name, standing in self._pools.items() if standing.differs}
+        self._bounds = Bounds(keeper)
+        self._planning = Planning(keeper, self._bounds)
+        self.askers = Askers(keeper)
 
     # -- the story
 
@@ -88,7 +72,7 @@ class Fetching:
             except Exception as error:
                 if session.sent:  # it is PostgreSQL's, or the way to it
                     raise
-                self._keeper.failures[type(error).__name__] += 1
+                self._keeper.failed(error)
                 result = yield from self._pass(session, question, Outcome("bypass", reason="internal_error"))
             failed = False
         finally:
@@ -114,14 +98,14 @@ class Fetching:
             return (yield from self._pass(session, question, Outcome("bypass", reason=reason)))
         joined = waited = False
         for _ in range(_TRIES):
-            known, asked = yield from self._known(session)
+            known, asked = yield from self.askers.known(session)
             if isinstance(known, str):
                 return (yield from self._pass(session, question, Outcome("bypass", reason=known)))
             key, shared = self._key(session, question, known, request)
-            floor = self._floor(known, wish, arrival)
+            floor = self._bounds.floor(known, wish, arrival)
             fresh = keeper.fresh(floor)
             entry = keeper.find(key)
-            if entry is not None and fresh and self._young(key, entry, known, wish):
+            if entry is not None and fresh and self._bounds.young(key, entry, known, wish):
                 served = self._serve(session, question, key, entry)
                 if served is not None:
                     return served
@@ -141,14 +125,14 @@ class Fetching:
             flight = keeper.flights.lead(key)
             try:
                 if not asked:
-                    now_known = yield from self._ask(session, filling=bool(question.args))
+                    now_known = yield from self.askers.ask(session, filling=bool(question.args))
                     if isinstance(now_known, str):
                         return (yield from self._pass(session, question, Outcome("bypass", reason=now_known)))
                     if told_apart(now_known, known):
                         continue  # the catalogue has moved meanwhile, and with it what they all are
-                plan = yield from self._planned(session, question, key, known, wish, floor, shared=shared)
+                plan = yield from self._planning.plan(session, question, key, known, wish, floor, shared=shared)
                 if plan.missing:
-                    self._extra = tuple(sorted({*self._extra, *plan.missing}))[:_MOST_EXTRA]
+                    self.askers.tell_by(plan.missing)
                     continue
                 if plan.entry is not None:
                     served = self._serve(session, question, key, plan.entry, plan.tier)
@@ -172,51 +156,6 @@ class Fetching:
         reason = keeper.why_not() or session.why_not()
         reason = reason or ("" if may_be_read(question.text) else "not_a_read")
         return (b"", reason) if reason else request_of(question)
-
-    def _known(self, session: Session) -> Steps[tuple[Known | str, bool]]:
-        """The scope, or a reason; and whether the very connection was asked that will be used."""
-        if session.pool is None:
-            return (yield from self._ask(session)), True
-        standing = self._standing(session.pool)
-        if standing.differs:
-            return "pool_differs", False
-        coherence = self._keeper.coherence
-        longest = int(self._keeper.settings.freshness.max_staleness * 1e9)
-        believed = standing.believed(self._extra, coherence.words, longest) if session.uniform else None
-        if believed is not None:
-            return believed, False
-        return (yield from self._ask(session)), True
-
-    def _ask(self, session: Session, *, filling: bool = False) -> Steps[Known | str]:
-        """Ask the connection that will be used."""
-        coherence, extra = self._keeper.coherence, self._extra
-        session.sent = True
-        yield session.open()
-        session.sent = False
-        why = session.why_not()
-        if why:
-            return why
-        asked_under = (coherence.words[EPOCH], coherence.words[SCHEMA])
-        try:
-            proof = self._proofs.get(session.body)
-            answer = yield session.ask(self._scopes.question(extra, prove=proof is None), probe=filling)
-        except Exception as error:  # noqa: BLE001 - if the connection is broken, the statement will say so
-            self._keeper.failures[type(error).__name__] += 1
-            return "scope_query_failed"
-        known = self._scopes.read(answer, session.pid, coherence, extra, asked_under, proof)
-        if isinstance(known, Known):
-            self._proofs[session.body] = known.proof
-        else:
-            self._proofs.pop(session.body, None)
-        if not session.passes and isinstance(known, Known) and not known.scope.read_committed:
-            return "isolation"  # the statements around this one are to see what it sees
-        if session.pool is not None and session.uniform:
-            standing = self._standing(session.pool)
-            if isinstance(known, str):
-                standing.refuse(known)
-            elif not standing.learn(known, extra):
-                return "pool_differs"
-        return known
 
     def _refuse(
         self, session: Session, question: Question, plan: Plan, known: Known, wish: Wish
@@ -246,7 +185,7 @@ class Fetching:
             try:
                 yield from self._store(session, key, result, plan, known, wish, outcome, (began, now_ns()))
             except Exception as error:  # noqa: BLE001 - the answer is there
-                keeper.failures[type(error).__name__] += 1
+                keeper.failed(error)
         finally:
             if plan.place is not None:
                 keeper.soon(keeper.store.landed, plan.place)
@@ -262,7 +201,7 @@ class Fetching:
         began, ended = times
         same = not session.why_not()
         if same and session.pool is None:  # others may hold this connection too
-            after = yield from self._ask(session)
+            after = yield from self.askers.ask(session)
             same = not isinstance(after, str) and not told_apart(after, known)
         if not same:
             self._tally.fills["scope_changed"] += 1
@@ -274,7 +213,7 @@ class Fetching:
             self._tally.fills["unknown_type"] += 1
             last.set(outcome._replace(reason="unknown_type"))
             return
-        ttl = self._ttl(WorkloadType(outcome.workload), wish)
+        ttl = ttl_of(keeper.settings, WorkloadType(outcome.workload), wish)
         entry = make_entry(
             payload, fill=plan.fill, analysis=min(analysis.analysis_lsn, plan.fill), slots=plan.slots,
             epoch=plan.epoch, expires=keeper.clock.now + ttl, cost_ns=ended - began, at_ns=ended,
@@ -282,100 +221,14 @@ class Fetching:
         )  # fmt: skip
         keeper.soon(self._keep, key, entry, plan.place, began, ttl, len(rows))
 
-    def _ttl(self, workload: WorkloadType, wish: Wish) -> float:
-        return wish.ttl if wish.ttl is not None else self._keeper.settings.ttl.of(workload)
-
     def _keep(self, key: Key, entry: Entry, place: Place | None, began_ns: int, ttl: float, rows: int) -> None:
         self._tally.fills[self._keeper.put(key, entry, place, began_ns=began_ns, ttl=ttl, rows=rows)] += 1
-
-    def _planned(
-        self, session: Session, question: Question, key: Key, known: Known, wish: Wish, floor: int, *, shared: bool
-    ) -> Steps[Plan]:
-        keeper = self._keeper
-        if question.args:
-            yield session.probe()
-        examined: Analysis | None = None
-        if not keeper.coherence.name:
-            examined = yield from self._examiner.examine(session, question.text, known)
-        work = self._plan(session, question, key, known, wish, floor, examined, shared=shared)
-        return (yield from keeper.ask(work, Plan("internal_error")))
-
-    async def _plan(
-        self, session: Session, question: Question, key: Key, known: Known, wish: Wish, floor: int,
-        examined: Analysis | None, *, shared: bool,
-    ) -> Plan:  # fmt: skip
-        """On the keeper's loop. Everything that must come before the statement is sent comes here."""
-        keeper = self._keeper
-        coherence, analyst, text = keeper.coherence, keeper.analyst, question.text.encode()
-        entry = keeper.find(key)  # here, on its loop, the ledger stands still
-        if entry is not None and keeper.fresh(floor) and self._young(key, entry, known, wish):
-            return Plan(entry=entry)
-        analysis = examined
-        if analysis is None:
-            await analyst.read_long(text)
-            try:
-                analysis = await asyncio.wait_for(analyst.analyse(text, known.scope.schemas), _PATIENCE_S)
-            except TimeoutError:
-                return Plan("analysis_unsettled")
-        if analysis.refusal is not None:
-            return Plan(analysis.refusal.code, refused=True, analysis=analysis)
-        if analysis.nocache:
-            return Plan("nocache", refused=True, analysis=analysis)
-        if not analysis.settings <= known.scope.settings:
-            return Plan(missing=analysis.settings)
-        place = None
-        if shared:
-            workload = workload_of(analysis, known, wish)
-            identity = digest(_KIND.encode(), known.identity, str(key[3]).encode()) if known.identity else b""
-            place = keeper.store.place(
-                coherence, identity, key[-1], workload=workload.value, ttl=self._ttl(workload, wish)
-            )
-            if place is not None:
-                near = keeper.store.rise_near(key, place, coherence)
-                large = isinstance(near, Large)
-                tier, risen = "L2", None if isinstance(near, Large) else keeper.rise(key, near)
-                if risen is None:
-                    far = await keeper.store.rise_far(key, place, coherence, large=large)
-                    tier, risen = "L3", keeper.rise(key, far)
-                if risen is None and keeper.store.dear(key, place):
-                    seconds = keeper.settings.cache.single_flight_wait
-                    risen = keeper.rise(key, await keeper.store.lead(key, place, coherence, seconds))
-                if risen is not None and keeper.fresh(floor) and self._young(key, risen, known, wish):
-                    return Plan(entry=risen, tier=tier)
-        slots = slots_of(coherence, analysis, text, session.bound(question))
-        point = coherence.fill_point()
-        if point is None:
-            if place is not None:
-                keeper.store.landed(place)
-            return Plan(coherence.reason or "no_fill_point", analysis=analysis)
-        return Plan(analysis=analysis, slots=slots, fill=point, epoch=coherence.epoch, place=place)
 
     # -- hits
 
     def _key(self, session: Session, question: Question, known: Known, request: bytes) -> tuple[Key, bool]:
         representation, shared = session.representation(question.args)
         return (_KIND, known.scope.ident, known.server, representation, request), shared
-
-    def _floor(self, known: Known, wish: Wish, arrival: int) -> int:
-        bounds = [each for each in (wish.max_staleness_ns, known.scope.max_staleness_ns) if each is not None]
-        return self._keeper.floor(wish.consistency or known.scope.consistency, arrival, min(bounds, default=None))
-
-    def _young(self, key: Key, entry: Entry, known: Known, wish: Wish) -> bool:
-        """Bounds of a class of statements; and, where only time ends entries, all bounds."""
-        keeper = self._keeper
-        now = now_ns()
-        if wish.ttl is not None and now - entry[AT_NS] > wish.ttl * 1e9:
-            return False
-        own = [each for each in (wish.max_staleness_ns, known.scope.max_staleness_ns) if each is not None]
-        bound = self._bounds.get(entry[WORKLOAD])
-        if keeper.coherence.mode == "ttl":
-            consistency = wish.consistency or known.scope.consistency or keeper.settings.freshness.consistency
-            if consistency is Consistency.STRICT:
-                return False
-            own += [] if bound is None else [int(bound * 1e9)]
-            return now - (entry[AT_NS] - entry[COST_NS]) <= min(own, default=1 << 63)
-        # Freshness first, then validity, here as well: the ledger moves while this thread looks.
-        return bound is None or (keeper.fresh(now - int(bound * 1e9)) and keeper.find(key) is entry)
 
     def _serve(
         self, session: Session, question: Question, key: Key, entry: Entry, tier: str = "L1"
@@ -411,31 +264,5 @@ class Fetching:
         finally:
             if not pure:
                 yield session.close(failed=failed)  # a pool's connection commits here
-                yield from self.wrote(question.text)
+                yield from wrote(self._keeper, question.text)
         return result
-
-    def wrote(self, text: str = "") -> Steps[None]:
-        """A statement that may have written has ended; without its text it is one that changed rows only."""
-        keeper = self._keeper
-        keeper.raise_floor()
-        if text and keeper.running and keeper.coherence.name:
-            yield from keeper.ask(self._conclude(text.encode()), None)
-
-    async def _conclude(self, text: bytes) -> None:
-        keeper = self._keeper
-        await keeper.analyst.read_long(text)
-        parsed = keeper.analyst.parsed(text)
-        effect = UNKNOWN if parsed.error else effects(text, parsed, pure=False)
-        if effect.ddl or effect.everywhere:
-            keeper.coherence.catalogue_alarm("ddl")
-        elif effect.poll:
-            keeper.coherence.schedule_poll()
-
-    def _standing(self, pool: Any) -> Standing:
-        name = named_once(pool)
-        standing = self._pools.get(name)
-        if standing is None:
-            standing = self._pools[name] = Standing()
-            if len(self._pools) > _MOST_POOLS:
-                self._pools.popitem(last=False)
-        return standing

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from distribcache.catalog.statement import Analysis
+from distribcache.config import Settings
 from distribcache.config.units import parse_duration
 from distribcache.entry import Entry
 from distribcache.errors import ClientError, SerializationError
@@ -19,7 +20,7 @@ from distribcache.query import Consistency, WorkloadType
 from distribcache.sql.cacheability import dangerous_parameter
 from distribcache.store import Place
 
-__all__ = ["Plan", "Wish", "may_be_read", "request_of", "rows_of", "told_apart", "workload_of"]
+__all__ = ["Plan", "Wish", "may_be_read", "request_of", "rows_of", "ttl_of", "workload_of"]
 
 _READ: Final = re.compile(r"[\s(;]*(?:select|with|values|table|--|/\*)", re.IGNORECASE)
 """What cannot be a read needs no further question."""
@@ -83,12 +84,13 @@ def rows_of(result: Result) -> list[Row]:
     return list(map(row_class(tuple(result.columns)), result.rows))
 
 
-def told_apart(one: Known, other: Known) -> bool:
-    return (one.scope.ident, one.server) != (other.scope.ident, other.server)
-
-
 def workload_of(analysis: Analysis, known: Known, wish: Wish) -> WorkloadType:
     return wish.workload or known.scope.workload or analysis.workload
+
+
+def ttl_of(settings: Settings, workload: WorkloadType, wish: Wish) -> float:
+    """Seconds."""
+    return wish.ttl if wish.ttl is not None else settings.ttl.of(workload)
 
 
 def request_of(question: Question) -> tuple[bytes, str]:
@@ -110,7 +112,3 @@ def _names_a_moment(value: Any) -> bool:
     if isinstance(value, Mapping):
         return any(_names_a_moment(each) for pair in value.items() for each in pair)
     return isinstance(value, Iterable) and any(map(_names_a_moment, value))
-
-
-
-

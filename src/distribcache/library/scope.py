@@ -25,7 +25,7 @@ from distribcache.coherence.scope import Idents, Scope, read_scope
 from distribcache.errors import ProtocolError
 from distribcache.sql.settings import SCOPE_COLUMNS, scope_query
 
-__all__ = ["Known", "Proof", "Scopes", "Standing"]
+__all__ = ["Known", "Proof", "Scopes", "Standing", "told_apart"]
 
 _MOST: Final = 1024
 _PASSING: Final = ("wrong_server", "scope_query_failed")
@@ -78,7 +78,7 @@ class Standing:
         """One of its connections has answered. False: it is not like another one."""
         before = self.known
         if before is not None and self.extra == extra and before.asked_under == known.asked_under:
-            self.differs = self.differs or _told_apart(before, known)
+            self.differs = self.differs or told_apart(before, known)
         self.known, self.extra, self.at_ns = known, extra, now_ns()
         return not self.differs
 
@@ -88,7 +88,8 @@ class Standing:
         self.known = None
 
 
-def _told_apart(one: Known, other: Known) -> bool:
+def told_apart(one: Known, other: Known) -> bool:
+    """Is what one of them may see perhaps not what the other may?"""
     return (one.scope.ident, one.server) != (other.scope.ident, other.server)
 
 

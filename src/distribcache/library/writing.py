@@ -1,0 +1,67 @@
+"""What was written, and what has to be known of it: every read that begins after it sees it.
+
+A write through the library, or one that it is told of, raises the floor: what is known up to now is too old for
+``session`` reads. What may have changed the catalogue is an alarm, and is looked for before the next fill.
+"""
+
+from __future__ import annotations
+
+from typing import Self
+
+from distribcache.library.keeper import Keeper
+from distribcache.library.steps import Steps, block, go
+from distribcache.sql.effects import UNKNOWN, effects
+
+__all__ = ["Writing", "wrote"]
+
+
+def wrote(keeper: Keeper, text: str = "") -> Steps[None]:
+    """A statement that may have written has ended; without its text it is one that changed rows only."""
+    keeper.raise_floor()
+    if text and keeper.running and keeper.coherence.name:
+        yield from keeper.ask(_conclude(keeper, text.encode()), None)
+
+
+async def _conclude(keeper: Keeper, text: bytes) -> None:
+    await keeper.analyst.read_long(text)
+    parsed = keeper.analyst.parsed(text)
+    effect = UNKNOWN if parsed.error else effects(text, parsed, pure=False)
+    if effect.ddl or effect.everywhere:
+        keeper.coherence.catalogue_alarm("ddl")
+    elif effect.poll:
+        keeper.coherence.schedule_poll()
+
+
+class Writing:
+    """Whatever is committed inside is seen by every read that begins after it; see ``DistribCache.writing``."""
+
+    __slots__ = ("_ddl", "_keeper")
+
+    def __init__(self, keeper: Keeper, *, ddl: bool) -> None:
+        self._keeper = keeper
+        self._ddl = ddl
+
+    def _ended(self) -> Steps[None]:
+        keeper = self._keeper
+        keeper.raise_floor()
+        if keeper.running:
+            yield from keeper.ask(self._tell(), None)
+
+    async def _tell(self) -> None:
+        coherence = self._keeper.coherence
+        if self._ddl:
+            coherence.catalogue_alarm("ddl")
+        elif coherence.name:
+            coherence.schedule_poll()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        block(self._ended())
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await go(self._ended())
