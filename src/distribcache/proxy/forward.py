@@ -60,7 +60,7 @@ def make_plan(
         for message in item.messages:
             if message.kind == Front.PARSE:
                 lost = s.opaque or (plan.effects and any(each.opaque for each, _, _ in plan.effects))
-                scope = s.node.idents.unique() if lost or s.scope is None else s.scope.ident
+                scope = s.node.idents.unique() if lost else s.parse_ident()
                 names[message.name] = plan.parses[message.start] = Prepared(message.sql, message.oids, scope)
             elif message.kind == Front.CLOSE and message.target == b"S":
                 names[message.name] = None

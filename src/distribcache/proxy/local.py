@@ -85,7 +85,7 @@ def unnamed(s: Session, kept: bytes) -> Prepared:
     """What the Parse that ``kept`` starts with prepares, if it is sent now."""
     end = 1 + int.from_bytes(kept[1:5], "big")
     message = parse_message(kept, 0, end)
-    return Prepared(message.sql, message.oids, s.node.idents.unique() if s.scope is None else s.scope.ident)
+    return Prepared(message.sql, message.oids, s.parse_ident())
 
 
 def _own(s: Session, one: Statement | None) -> Table | None:
@@ -203,9 +203,9 @@ def answer_loose(s: Session, message: Message, state: State) -> bool | Wait:
     if kind == Front.PARSE:
         parsed = s.parsed(message.sql)
         if _own(s, only(parsed)) is None:
-            if any(each.kind is Kind.READ for each in parsed.statements) and consider(s, message.sql, parsed) is WAIT:
-                return WAIT
-            return False
+            if not any(each.kind is Kind.READ for each in parsed.statements):
+                return False
+            return WAIT if consider(s, message.sql, parsed) is WAIT or (name and s.learn_early()) else False
         state.statements[name] = Prepared(message.sql, own=True)
         state.kept = state.kept if name else None
         state.out.append(PARSE_COMPLETE)

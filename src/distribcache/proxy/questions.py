@@ -11,6 +11,7 @@ import json
 import re
 from typing import TYPE_CHECKING
 
+from distribcache.clock import now_ns
 from distribcache.coherence.ledger import EPOCH, SCHEMA
 from distribcache.coherence.scope import Scope, ServerFacts, read_scope
 from distribcache.errors import ProtocolError, UpstreamError
@@ -46,9 +47,11 @@ class Questions:
         self._left = False
         """A question was cancelled before its statement was closed."""
 
-    def scope(self, behind: bytes = b"") -> asyncio.Future[None]:
+    def scope(self, behind: bytes = b"", *, early: bool = False) -> asyncio.Future[None]:
         """Ask for the session's scope; the session knows it before the future is done.
 
+        ``early``: nothing is served yet, and which server is followed need not be known; the answer says only what the
+        session is while a statement is parsed.
         ``behind`` is a message of the client's after which no transaction is open, whose reply is already expected: the
         question is sent right behind it, so that its answer is there when the client comes back.
         A question that fails leaves a scope that refuses, except one that was cancelled (the client's cancel or its
@@ -60,6 +63,7 @@ class Questions:
         good = cancelled = False
         # A change of the catalogue or of the server while the question is on its way makes its answer an old one.
         asked_under = (s.coherence.words[EPOCH], s.coherence.words[SCHEMA])
+        asked_at = now_ns()
         extra = tuple(
             sorted(name for name in s.touched if name.lower() not in _KEYED and not name.startswith("distribcache."))
         )
@@ -72,7 +76,11 @@ class Questions:
 
         def done(kind: int, message: bytes) -> None:
             if not cancelled:
-                s.know_scope(self._read(rows, extra) if good else _refused("scope_query_failed"), asked_under)
+                scope = self._read(rows, extra, early=early) if good else _refused("scope_query_failed")
+                if early:
+                    s.early = (0 if scope.refusal else scope.ident), asked_at
+                else:
+                    s.know_scope(scope, asked_under)
             if not answered.done():
                 answered.set_result(None)
 
@@ -92,7 +100,7 @@ class Questions:
         s.wires.to_upstream(behind + question + SYNC)
         return answered
 
-    def _read(self, rows: list[bytes], extra: tuple[str, ...]) -> Scope:
+    def _read(self, rows: list[bytes], extra: tuple[str, ...], *, early: bool) -> Scope:
         try:
             values = read_data_row(memoryview(rows[0])[5:]).values if len(rows) == 1 else ()
             settings = [None if each is None else str(each).encode() for each in json.loads(values[-1] or b"")]
@@ -100,6 +108,8 @@ class Questions:
         except (ProtocolError, ValueError, TypeError, IndexError):
             return _refused("scope_query_failed")
         reason = self._wrong_server(scope)
+        if early and reason == "wrong_server":  # the connection stays, and proves it before it is served or stored
+            reason = ""
         return _refused(reason) if reason else scope
 
     def _wrong_server(self, scope: Scope) -> str:

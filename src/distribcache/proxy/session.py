@@ -44,6 +44,8 @@ _INBOX = 1 << 20
 """Client bytes that may wait before the client's socket is no longer read. A Query or a Bind may be as long and
 still be held: what a bulk INSERT does should be known."""
 _LONG_BIND = 4096
+_SOON = frozenset({"starting", "catching_up", "catalogue_alarm", "reader_lost"})
+"""Reasons not to serve that pass by themselves."""
 _EXTENDED = frozenset(b"PBDECSH")
 _COPY = frozenset(b"dcf")
 _SMALL = frozenset(b"DECSHX")
@@ -381,8 +383,17 @@ class Session(Standing):
 
     def learn_scope(self) -> bool:
         """Ask for the session's scope if that is possible now; True when an answer is being waited for."""
-        idle = not self.awaiting and not self.open and self.replies.status == b"I" and not self.replies.pending
-        if not idle or "scope" in self.tried or not self.backend_pid:
+        return self._learn("scope")
+
+    def learn_early(self) -> bool:
+        """The same while nothing is served yet: what is prepared meanwhile is looked for in all tiers once it is."""
+        if self.scope is not None or self.early_known or self.coherence.reason not in _SOON:
             return False
-        self.wait("scope", self.questions.scope())
+        return self.node.settings.cache.enabled and self._learn("early")
+
+    def _learn(self, when: str) -> bool:
+        idle = not self.awaiting and not self.open and self.replies.status == b"I" and not self.replies.pending
+        if not idle or when in self.tried or not self.backend_pid:
+            return False
+        self.wait(when, self.questions.scope(early=when == "early"))
         return True

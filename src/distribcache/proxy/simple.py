@@ -26,7 +26,7 @@ def may_begin(s: Session) -> bool | None:
     if s.replies.status != b"I" or s.awaiting or s.open:
         return False
     why = s.why_not()
-    if why == "scope_unknown" and s.learn_scope():
+    if (why == "scope_unknown" and s.learn_scope()) or s.learn_early():
         return None
     return not why and s.scope is not None and s.scope.read_committed
 

@@ -54,6 +54,8 @@ class Standing:
         self.replies.on_commit = self._on_commit
         self.txn = Transaction()
         self.scope: Scope | None = None
+        self.early = (0, 0)
+        """The identity that was learned before anything is served (0: it does not count), and when it was asked for."""
         self.statements: dict[bytes, Prepared] = {}
         self.portals: dict[bytes, Prepared] = {}
         self.parsing: dict[bytes, Prepared | None] = {}
@@ -161,9 +163,22 @@ class Standing:
         hint = None if self.scope is None else self.scope.workload
         return min(self.max_staleness, classes.get(entry[WORKLOAD] if hint is None else hint.value, self.max_staleness))
 
+    @property
+    def early_known(self) -> bool:
+        """Does what was learned early still count? Not for long: nothing tells of a reload of settings meanwhile."""
+        return bool(self.early[1]) and now_ns() - self.early[1] <= self.coherence.max_staleness_ns
+
+    def parse_ident(self) -> int:
+        """What stands for the session as a statement that is parsed now sees it; something unique while that is
+        unknown.
+        """
+        known = self.scope.ident if self.scope is not None else self.early[0] if self.early_known else 0
+        return known or self.node.idents.unique()
+
     def forget_scope(self) -> None:
         """Something could have changed the session: nothing is served or stored until it is asked again."""
         self.scope = None
+        self.early = (0, 0)
         self.hot.ident = 0
         self.hot.names.clear()
 
