@@ -12,6 +12,8 @@ import threading
 from concurrent.futures import Future
 from typing import Any
 
+from distribcache.library.forks import concerns
+
 __all__ = ["Flight", "Flights", "whoami"]
 
 
@@ -41,9 +43,14 @@ class Flight:
 class Flights:
     """The questions under way, by key."""
 
-    __slots__ = ("_lock", "_open")
+    __slots__ = ("__weakref__", "_lock", "_open")
 
     def __init__(self) -> None:
+        self.forked()
+        concerns(self)
+
+    def forked(self) -> None:
+        """Those under way are the parent's, and so is whoever holds the lock."""
         self._lock = threading.Lock()
         self._open: dict[Any, Flight] = {}
 

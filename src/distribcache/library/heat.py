@@ -16,6 +16,7 @@ from typing import Final
 
 from distribcache.clock import wall_time
 from distribcache.entry import COST_NS, TABLES, WORKLOAD, Entry
+from distribcache.library.forks import concerns
 from distribcache.sql.fingerprint import template
 from distribcache.tiers.base import Key
 
@@ -82,6 +83,11 @@ class Heat:
         """What is in memory at the moment: hits are counted for those only."""
         self.hits: dict[Key, int] = {}
         self._templates: dict[str, str] = {}
+        concerns(self)
+
+    def forked(self) -> None:
+        """Whoever holds the lock is the parent's."""
+        self._lock = threading.Lock()
 
     def gather(self) -> None:
         """Add up what was noted."""

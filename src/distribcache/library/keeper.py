@@ -27,6 +27,7 @@ from distribcache.entry import AT_NS, EPOCH, EXPIRES, FILL, TABLES, TOUCHED, Ent
 from distribcache.errors import ConfigError
 from distribcache.library.flights import Flight, Flights
 from distribcache.library.forgotten import Forgotten
+from distribcache.library.forks import left_behind
 from distribcache.library.loop import OwnLoop
 from distribcache.library.steps import Steps
 from distribcache.query import Consistency
@@ -111,6 +112,14 @@ class Keeper(OwnLoop):
         if self._databases is not None:
             await self._databases.stop()
         await self.store.stack.stop()
+        self.l1.clear()
+
+    def forked(self) -> None:
+        """In a child after a fork: nobody follows the stream here, and nobody counts the time of entries."""
+        super().forked()
+        left_behind(dict(vars(self)))
+        self._databases = None
+        self._floor_lock = threading.Lock()
         self.l1.clear()
 
     # -- for any thread

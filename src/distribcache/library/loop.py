@@ -6,6 +6,7 @@ Rules:
 1. ``start`` returns when ``_open`` is done and raises what it raised; ``stop`` returns when ``_close`` is done.
 2. What fails here is a counter in ``failures``, never an error of the one who gave it.
 3. Work for a loop that is not there, or not any more, is not done, and whoever gave it is told so.
+4. In a child after a fork the loop is not there: it stayed with the parent. It may be started there anew.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any, TypeVar
 import uvloop
 
 from distribcache.errors import DistribCacheError
+from distribcache.library.forks import concerns, left_behind
 from distribcache.library.steps import Steps
 
 __all__ = ["OwnLoop"]
@@ -36,6 +38,7 @@ class OwnLoop(ABC):
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._ended: asyncio.Event
+        concerns(self)
 
     # -- what runs here
 
@@ -79,6 +82,11 @@ class OwnLoop(ABC):
             thread.join()
             self._thread = None
 
+    def forked(self) -> None:
+        """See 4."""
+        left_behind(self._thread, self._loop)
+        self._thread = self._loop = None
+
     def _run(self, ready: Future[None]) -> None:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(self._main(ready))
@@ -105,12 +113,13 @@ class OwnLoop(ABC):
 
     def call(self, work: Coroutine[Any, Any, T]) -> Future[T]:
         """Do it on the loop."""
-        if self._loop is None:
+        loop = self._loop
+        if loop is None:
             work.close()
             raise DistribCacheError(
                 "the cache is not running", where="DistribCache", hint="await cache.start(), or: async with cache"
             )
-        return asyncio.run_coroutine_threadsafe(work, self._loop)
+        return asyncio.run_coroutine_threadsafe(work, loop)
 
     def ask(self, work: Coroutine[Any, Any, T], otherwise: T) -> Steps[T]:
         """What came of it on the loop; ``otherwise`` when that failed or the loop has ended meanwhile."""

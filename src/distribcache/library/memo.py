@@ -31,6 +31,7 @@ from distribcache.entry import AT_NS, COST_NS, PAYLOAD, TABLES, Entry, make_entr
 from distribcache.errors import SerializationError
 from distribcache.library.dependence import Dependence, depend
 from distribcache.library.flights import Flight
+from distribcache.library.forks import concerns, left_behind
 from distribcache.library.heat import Heat
 from distribcache.library.keeper import TIMELESS, Keeper
 from distribcache.library.outcome import Outcome, Tally, last
@@ -78,6 +79,12 @@ class Memos:
         self._numbers = count(1)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._threads: ThreadPoolExecutor | None = None
+        concerns(self)
+
+    def forked(self) -> None:
+        """Its threads are the parent's."""
+        left_behind(self._threads)
+        self._threads = None
 
     def generation(self, tag: str) -> int:
         """A number that another one takes the place of when the tag is invalidated."""

@@ -23,6 +23,7 @@ from distribcache.coherence.epoch import digest
 from distribcache.coherence.ledger import EPOCH, SCHEMA
 from distribcache.coherence.scope import Idents, Scope, read_scope
 from distribcache.errors import ProtocolError
+from distribcache.library.forks import concerns
 from distribcache.sql.settings import SCOPE_COLUMNS, scope_query
 
 __all__ = ["Known", "Proof", "Scopes", "Standing", "told_apart"]
@@ -100,6 +101,11 @@ class Scopes:
         self._lock = threading.Lock()
         self._idents = Idents()
         self._memo: dict[tuple[str, int, tuple[str, ...], Proof | None], Parsed] = {}
+        concerns(self)
+
+    def forked(self) -> None:
+        """Whoever holds the lock is the parent's."""
+        self._lock = threading.Lock()
 
     @staticmethod
     def question(extra: tuple[str, ...], *, prove: bool = True) -> str:
