@@ -6,19 +6,21 @@ import asyncio
 import datetime as dt
 import decimal
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
 from fix_library import Shop
 from sqlalchemy import ForeignKey, Numeric, String, create_engine, func, select, text
 from sqlalchemy.engine import Connection, Engine
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, joinedload, mapped_column, relationship
 from sqlalchemy.pool import NullPool
 from wait import until
 
 from distribcache import DistribCache
+from distribcache.clock import now_ns
 from distribcache.errors import ConfigError
 from distribcache.integrations.sqlalchemy import enable
 
@@ -226,3 +228,37 @@ async def test_what_cannot_be_enabled_is_named(cache: DistribCache) -> None:
     with pytest.raises(ConfigError, match="sqlite"):
         enable(create_engine("sqlite://"), cache)
     assert issubclass(ArgumentError, Exception)
+
+
+async def test_a_write_in_autocommit_mode_has_ended_before_it_counts(library: Shop, cache: DistribCache) -> None:
+    """It commits where it is executed: a floor raised before that would let a read see what was before."""
+
+    def floors(connection: Connection) -> Iterator[tuple[int, int]]:
+        slow = "UPDATE book SET title = title WHERE id = 1 AND pg_sleep(0.05) IS NOT NULL"
+        for write in (
+            lambda: connection.execute(text(slow)),
+            lambda: connection.exec_driver_sql(slow),
+            lambda: connection.execute(text(f"{slow} AND id = :id"), [{"id": 1}, {"id": 1}]),
+            lambda: connection.execute(text("SELECT pg_sleep(0.05)"), execution_options=HERE),
+            lambda: connection.execute(text("DO $$ BEGIN PERFORM pg_sleep(0.05); RAISE division_by_zero; END $$")),
+        ):
+            began = now_ns()
+            with suppress(DBAPIError):
+                write()
+            yield began + 50_000_000, cache._keeper.coherence.floor_ns
+
+    def story() -> None:
+        made = create_engine(url(library, "psycopg"), isolation_level="AUTOCOMMIT", poolclass=NullPool)
+        enable(made, cache)
+        with made.connect() as connection:
+            found.extend(floors(connection))
+        made.dispose()
+
+    found: list[tuple[int, int]] = []
+    await asyncio.to_thread(story)
+    engine = create_async_engine(url(library, "asyncpg"), isolation_level="AUTOCOMMIT", poolclass=NullPool)
+    enable(engine, cache)
+    async with engine.connect() as connection:
+        await connection.run_sync(lambda inner: found.extend(floors(inner)))
+    await engine.dispose()
+    assert len(found) == 10 and all(floor >= ended for ended, floor in found), found

@@ -14,7 +14,8 @@ Rules:
    that is sent. A read from memory leaves it unbegun, one that memory lacks runs in a transaction of its own. Behind
    anything else that was sent all statements are sent, and so they are under any isolation level but READ COMMITTED.
 3. The scope of that very connection is asked before each use, as for any connection.
-4. What was sent and is no proven pure read raises the floor when its transaction has ended. DDL is an alarm then.
+4. What was sent and is no proven pure read raises the floor when its transaction has ended: in AUTOCOMMIT mode behind
+   each statement. DDL is an alarm then.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from sqlalchemy import event
-from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.engine import Connection, Engine, ExceptionContext
 from sqlalchemy.engine.cursor import FullyBufferedCursorFetchStrategy
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.util import await_only
@@ -78,6 +79,8 @@ class _Way:
         event.listen(engine, "do_execute", self._execute)
         event.listen(engine, "do_execute_no_params", self._execute_no_params)
         event.listen(engine, "do_executemany", self._executemany)
+        event.listen(engine, "after_cursor_execute", self._executed)
+        event.listen(engine, "handle_error", self._failed)
         # There is no event behind a commit, and before it would be too early.
         commit, rollback, commit_prepared = dialect.do_commit, dialect.do_rollback, dialect.do_commit_twophase
 
@@ -181,8 +184,18 @@ class _Way:
             texts = info.setdefault(OPTION, [])
             if len(texts) < _MOST_TEXTS:
                 texts.append(statement if self._asyncpg else _NAMED.sub("$1", statement).replace("%%", "%"))
-            if _level(context.root_connection) == "AUTOCOMMIT":
-                self._ended(context.root_connection.connection)
+
+    def _executed(self, connection: Connection, *_: Any) -> None:
+        if _level(connection) == "AUTOCOMMIT":
+            self._ended(connection.connection)
+
+    def _failed(self, failure: ExceptionContext) -> None:
+        """It may have done something before it failed, or have been done though its answer was lost."""
+        connection = failure.connection
+        if failure.is_disconnect or connection is None or connection.invalidated or connection.closed:
+            self._cache.wrote()
+        else:
+            self._executed(connection)
 
     def _ended(self, connection: Any) -> None:
         """A transaction has ended. This blocks for as long as a word to the cache's own thread takes."""
