@@ -22,31 +22,19 @@ A failure of the cache is never an error of a read, only a slower answer.
 from __future__ import annotations
 
 import asyncio
-import sys
-from collections.abc import Callable, Iterable, Mapping
-from contextvars import ContextVar
+import logging
+from collections.abc import Callable, Iterable
 from dataclasses import replace
-from types import MappingProxyType
 from typing import Any, Final, Self, TypeVar
 
 from distribcache.clock import now_ns
 from distribcache.config.units import parse_duration
-from distribcache.entry import EPOCH, EXPIRES, TOUCHED, Entry, make_entry
-from distribcache.errors import (
-    ConfigError,
-    ExpiredError,
-    InvalidationError,
-    MissError,
-    NetworkError,
-    PeerNotFoundError,
-    StorageError,
-    TierUnavailableError,
-    TooLargeError,
-)
-from distribcache.library.below import Below
+from distribcache.entry import EPOCH, EXPIRES, TOUCHED, Entry
+from distribcache.errors import ConfigError, ExpiredError, InvalidationError, MissError, TooLargeError
 from distribcache.library.config import DistribCacheConfig
-from distribcache.library.dependence import qualified, relations
+from distribcache.library.dependence import qualified
 from distribcache.library.drivers import session_of
+from distribcache.library.entries import RAW, Entries, key_for
 from distribcache.library.fetching import Fetching
 from distribcache.library.fingerprint import QueryFingerprint
 from distribcache.library.heat import Cell, Heat, Share
@@ -54,9 +42,9 @@ from distribcache.library.keeper import TIMELESS, Keeper
 from distribcache.library.memo import Memo, Memos, Terms
 from distribcache.library.outcome import CacheStats, Outcome, Tally, last
 from distribcache.library.plan import Wish
-from distribcache.library.record import CacheEntry, Kept, payload_of
+from distribcache.library.record import CacheEntry, Kept
 from distribcache.library.rows import Row
-from distribcache.library.steps import Steps, block, go
+from distribcache.library.steps import block, go
 from distribcache.library.writing import Writing
 from distribcache.query import Consistency, QueryContext, WorkloadType
 from distribcache.tiers.base import Cause, Key, TierStats
@@ -66,23 +54,20 @@ __all__ = ["CacheEntry", "DistribCache", "DistribCacheConfig", "QueryContext", "
 F = TypeVar("F", bound=Callable[..., Any])
 Duration = float | str
 
-_RAW: Final = "raw"
-_MOST_POINTS: Final = 256
 _POLL_S: Final = 0.01
-
-_NO_POINTS: Final[Mapping[tuple[int, Key], tuple[int, int, int]]] = MappingProxyType({})
-_points: ContextVar[Mapping[tuple[int, Key], tuple[int, int, int]]] = ContextVar(
-    "distribcache.points", default=_NO_POINTS
-)
-"""What was missed in this task or thread: (fill point, epoch, when), for the ``insert`` that follows."""
+_logger: Final = logging.getLogger("distribcache")
 
 
 def _say(text: str) -> None:
-    print(f"distribcache: {' '.join(text.split())}", file=sys.stderr, flush=True)  # noqa: T201 - the log of last resort
+    _logger.warning("%s", " ".join(text.split()))
 
 
 class DistribCache:
-    """See the module. One object serves tasks of any event loop, and threads."""
+    """See the module. One object serves tasks of any event loop, and threads.
+
+    ``log`` is called with each line that people should read, such as why nothing is cached now; by default these are
+    warnings of the logger ``distribcache``.
+    """
 
     def __init__(self, config: DistribCacheConfig | None = None, *, log: Callable[[str], None] = _say) -> None:
         self.config = config if config is not None else DistribCacheConfig()
@@ -91,7 +76,7 @@ class DistribCache:
         self._keeper = Keeper(self.config.settings, log, self._left)
         self._keeper.on_tick = self._heat.gather
         self._fetching = Fetching(self._keeper, self._tally, self._heat)
-        self._below = Below(self._keeper)
+        self._bytes = Entries(self._keeper, self._tally, self._heat)
         self._memos = Memos(self._keeper, self._tally, self._heat)
         self._heat.kept = self._entries = self._keeper.entries
         self._clock = self._keeper.clock
@@ -197,9 +182,9 @@ class DistribCache:
         """What is stored for that query in that context, None if there is nothing."""
         # The way of a hit is written out: its budget is a microsecond.
         if context is None:
-            key: Key = (_RAW, None, None, fingerprint.key)
+            key: Key = (RAW, None, None, fingerprint.key)
         else:
-            key = (_RAW, context.branch, context.as_of, fingerprint.key)
+            key = (RAW, context.branch, context.as_of, fingerprint.key)
         entry = self._entries.get(key)
         if entry is not None:
             if entry[EPOCH] == TIMELESS:
@@ -211,12 +196,12 @@ class DistribCache:
             else:
                 keeper = self._keeper
                 if keeper.fresh(keeper.floor(None, now_ns())) and keeper.find(key) is entry:
-                    return self._hit(key, entry, fingerprint)
-        return await go(self._get(key, fingerprint))
+                    return self._bytes.hit(key, entry, fingerprint)
+        return await go(self._bytes.get(key, fingerprint))
 
     async def get_or_raise(self, fingerprint: QueryFingerprint, context: QueryContext | None = None) -> CacheEntry:
         """``get``; raises ExpiredError where there was an entry whose time is over, MissError where there is none."""
-        entry = self._entries.get(_key(fingerprint, context))
+        entry = self._entries.get(key_for(fingerprint, context))
         found = await self.get(fingerprint, context)
         if found is not None:
             return found
@@ -232,13 +217,13 @@ class DistribCache:
         the same task or thread, and before the answer was read: that dates it (coherence rule R2). False: it was not
         stored, and ``stats().fills`` says why.
         """
-        return await go(self._insert(fingerprint, entry, context)) == "stored"
+        return await go(self._bytes.insert(fingerprint, entry, context)) == "stored"
 
     async def insert_or_raise(
         self, fingerprint: QueryFingerprint, entry: CacheEntry, context: QueryContext | None = None
     ) -> None:
         """``insert``; raises TooLargeError, or CacheError for any other reason."""
-        became = await go(self._insert(fingerprint, entry, context))
+        became = await go(self._bytes.insert(fingerprint, entry, context))
         if became == "too_large":
             raise TooLargeError(entry.size, self._max_entry)
         if became != "stored":
@@ -248,33 +233,20 @@ class DistribCache:
 
     async def invalidate(self, fingerprint: QueryFingerprint, context: QueryContext | None = None) -> bool:
         """Drop what is stored for that query, and what is being made of it; was there something?"""
-        return await go(self._keeper.ask(self._below.forget(_key(fingerprint, context)), False))
+        return await go(self._bytes.forget(key_for(fingerprint, context)))
 
     async def invalidate_table(self, table: str) -> int:
         """Drop everything in memory that was made of this table, and what is being made of it; how much was there.
 
         A name without a schema means ``public``. Raises InvalidationError for what is no name of a table.
         """
-        schema, name = qualified(table)
-        return await go(self._keeper.ask(self._forget_tables(table, f"{schema}.{name}"), 0))
+        return await go(self._bytes.forget_table(table))
 
     def tier_or_raise(self, name: str) -> TierStats:
         """A reading of ``L1``, ``L2`` or ``L3``; raises TierUnavailableError for one that is off: StorageError when its
         disk is the reason, PeerNotFoundError when it has found no server, NetworkError when none of them answers.
         """
-        stats = self.stats().tiers.get(name.upper())
-        if stats is None:
-            key = {"L2": "l2.path", "L3": "l3.peers"}.get(name.upper(), "")
-            raise TierUnavailableError(f"there is no tier {name}", where=key, hint="set it" if key else "L1, L2 or L3")
-        if name.upper() == "L2" and stats.reason:
-            raise StorageError(f"L2 is off: {stats.reason}", where="l2.path", hint=stats.detail or "see the log")
-        if name.upper() == "L3" and not stats.healthy_peers:
-            kind = NetworkError if stats.peers else PeerNotFoundError
-            raise kind(
-                f"L3 has {stats.peers} servers, none of which answers", where="l3.peers",
-                hint=stats.detail or stats.reason or "check the addresses",
-            )
-        return stats
+        return self.stats().tier(name)
 
     # -- functions
 
@@ -366,102 +338,3 @@ class DistribCache:
     def _left(self, key: Key, entry: Entry, cause: Cause) -> None:
         if cause is not Cause.REPLACED:
             self._heat.left(key)
-
-    def _hit(self, key: Key, entry: Entry, fingerprint: QueryFingerprint) -> CacheEntry:
-        keeper, tally = self._keeper, self._tally
-        keeper.reads += 1
-        keeper.touch(key, entry)
-        tally.hits += 1
-        self._note((entry, key, fingerprint.template))
-        return Kept(entry, key, self._hits_of)
-
-    def _get(self, key: Key, fingerprint: QueryFingerprint) -> Steps[CacheEntry | None]:
-        try:
-            return (yield from self._look(key, fingerprint))
-        except Exception as error:  # noqa: BLE001 - a failure of the cache is a miss
-            self._keeper.failed(error)
-            return None
-
-    def _look(self, key: Key, fingerprint: QueryFingerprint) -> Steps[CacheEntry | None]:
-        keeper = self._keeper
-        if not keeper.running or not keeper.settings.cache.enabled:
-            return None
-        for _ in range(2):
-            floor = keeper.floor(None, now_ns())
-            fresh = keeper.fresh(floor)
-            entry = keeper.find(key)
-            if entry is not None and (fresh or entry[EPOCH] == TIMELESS):
-                return self._hit(key, entry, fingerprint)
-            if entry is None or not (yield from keeper.wait_fresh(floor)):
-                break
-        if (yield from keeper.ask(self._below.rise(key), None)) is not None:
-            floor = keeper.floor(None, now_ns())
-            fresh = keeper.fresh(floor)
-            entry = keeper.find(key)
-            if entry is not None and (fresh or entry[EPOCH] == TIMELESS):
-                return self._hit(key, entry, fingerprint)
-        self._tally.misses["absent"] += 1
-        tables, workload = ",".join(fingerprint.tables), fingerprint.workload.value
-        self._note((None, tables, fingerprint.template, workload))
-        points = _points.get()
-        if (id(self), key) not in points:
-            kept = list(points.items())[-_MOST_POINTS:]
-            point = keeper.coherence.fill_point() or 0
-            _points.set({**dict(kept), (id(self), key): (point, keeper.coherence.epoch, now_ns())})
-        return None
-
-    def _insert(
-        self, fingerprint: QueryFingerprint, entry: CacheEntry, context: QueryContext | None
-    ) -> Steps[str]:
-        key = _key(fingerprint, context)
-        points = dict(_points.get())
-        point, epoch, since = points.pop((id(self), key), (0, 0, now_ns()))
-        _points.set(points)
-        hint = None if context is None else context.workload_hint
-        workload = hint or fingerprint.workload
-        ttl = self.config.settings.ttl.of(workload) if entry.ttl is None else entry.ttl
-        tables = entry.tables or fingerprint.tables
-        became = "stopped" if not self._keeper.running else "expired" if entry.expired else ""
-        if not became:
-            work = self._store(key, payload_of(entry, ttl), tables, (point, epoch, since), ttl, workload)
-            became = yield from self._keeper.ask(work, "internal_error")
-        self._tally.fills[became] += 1
-        return became
-
-    async def _store(
-        self, key: Key, payload: bytes, tables: tuple[str, ...], dated: tuple[int, int, int], ttl: float,
-        workload: WorkloadType,
-    ) -> str:  # fmt: skip
-        """On the keeper's loop."""
-        keeper = self._keeper
-        point, epoch, since = dated
-        slots: tuple[int, ...] = ()
-        analysis, names = 0, ",".join(".".join(qualified(table)) for table in tables)
-        if tables and keeper.follows:
-            if not point:
-                return "no_fill_point"
-            base = await relations(keeper, tables)
-            if base.reason:
-                return base.reason
-            slots, analysis, names = base.slots, min(base.analysis, point), base.tables
-        else:
-            point, epoch = 0, TIMELESS
-        entry = make_entry(
-            payload, fill=point, analysis=analysis, slots=slots, epoch=epoch, expires=keeper.clock.now + ttl,
-            cost_ns=0, at_ns=now_ns(), tables=names, workload=workload.value,
-        )  # fmt: skip
-        return self._below.put(key, entry, began_ns=since, ttl=ttl)
-
-    async def _forget_tables(self, table: str, name: str) -> int:
-        keeper = self._keeper
-        names = [name]
-        if keeper.follows:
-            found = await relations(keeper, [table])
-            names += filter(None, found.tables.split(","))
-        return keeper.forget_tables(names)
-
-
-def _key(fingerprint: QueryFingerprint, context: QueryContext | None) -> Key:
-    if context is None:
-        return (_RAW, None, None, fingerprint.key)
-    return (_RAW, context.branch, context.as_of, fingerprint.key)

@@ -8,6 +8,7 @@ from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final, NamedTuple
 
+from distribcache.errors import NetworkError, PeerNotFoundError, StorageError, TierUnavailableError
 from distribcache.tiers.base import TierStats
 
 __all__ = ["CacheStats", "Outcome", "Tally", "last"]
@@ -84,6 +85,22 @@ class CacheStats:
     @property
     def queries_avoided(self) -> int:
         return self.hits
+
+    def tier(self, name: str) -> TierStats:
+        """A reading of ``L1``, ``L2`` or ``L3``. Raises TierUnavailableError, by what is the matter with it."""
+        stats = self.tiers.get(name.upper())
+        if stats is None:
+            key = {"L2": "l2.path", "L3": "l3.peers"}.get(name.upper(), "")
+            raise TierUnavailableError(f"there is no tier {name}", where=key, hint="set it" if key else "L1, L2 or L3")
+        if name.upper() == "L2" and stats.reason:
+            raise StorageError(f"L2 is off: {stats.reason}", where="l2.path", hint=stats.detail or "see the log")
+        if name.upper() == "L3" and not stats.healthy_peers:
+            kind = NetworkError if stats.peers else PeerNotFoundError
+            raise kind(
+                f"L3 has {stats.peers} servers, none of which answers", where="l3.peers",
+                hint=stats.detail or stats.reason or "check the addresses",
+            )
+        return stats
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
