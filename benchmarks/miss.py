@@ -54,7 +54,7 @@ _UPDATE = b"UPDATE pgbench_%ss SET %sbalance = %sbalance + %d WHERE %sid = %d;"
 class Known:
     """A database that is served and never changes."""
 
-    mode, serving, reason, epoch, max_staleness_ns = "wal", True, "", 1, 10**18
+    mode, plugin, serving, reason, epoch, max_staleness_ns = "wal", "test_decoding", True, "", 1, 10**18
     identity = SimpleNamespace(system_identifier="0", postmaster_start="0")
 
     def __init__(self) -> None:
