@@ -16,7 +16,7 @@ from published import members, pgoutput_alone, publish, unpublish
 from wait import until
 
 from distribcache.cli.postgres import Postgres
-from distribcache.coherence import following as follow
+from distribcache.coherence import looking
 from distribcache.coherence.link import Link
 
 SETTINGS = {"freshness.plugin": "pgoutput", "freshness.hit_wait": "2s", "freshness.max_staleness": "10s"}
@@ -206,7 +206,7 @@ async def test_a_server_without_test_decoding(
 async def test_a_table_made_meanwhile_is_added_before_a_new_stream(
     db: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(follow, "_MANNERS_NS", 100_000_000)
+    monkeypatch.setattr(looking, "_MANNERS_NS", 100_000_000)
     await asyncio.to_thread(publish, db)
     async with following(db.server.conninfo(), db.name, plugin="pgoutput", enrol_s=0.2) as one:
         epoch = one.coherence.epoch
@@ -229,7 +229,7 @@ async def test_what_the_guard_has_missed_is_mended_by_the_cache(
     db: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The table is still in the publication without an identity, as after an upgrade or a lock that was never had."""
-    monkeypatch.setattr(follow, "_MANNERS_NS", 100_000_000)
+    monkeypatch.setattr(looking, "_MANNERS_NS", 100_000_000)
     await asyncio.to_thread(db.execute, *TABLES)
     await asyncio.to_thread(publish, db)
     async with following(db.server.conninfo(), db.name, plugin="pgoutput") as one:

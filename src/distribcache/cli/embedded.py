@@ -53,6 +53,8 @@ class EmbeddedServer(ABC):
     """How long it may take to start."""
     farewell: ClassVar[str]
     """A shell command that ends it when we have died; ``$1`` is its pid."""
+    folder: ClassVar[Path | None] = None
+    """Where its directory is made; None: where temporary files go."""
 
     def __init__(self, port: int = 0) -> None:
         self.host = HOST
@@ -100,7 +102,7 @@ class EmbeddedServer(ABC):
             return
         try:
             if self._root is None:
-                self._root = Path(tempfile.mkdtemp(prefix=self.prefix))
+                self._root = Path(tempfile.mkdtemp(prefix=self.prefix, dir=self.folder))
                 self._prepare(self._root)
             self._launch(self._root)
         except BaseException:
