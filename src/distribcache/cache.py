@@ -30,21 +30,22 @@ from typing import Any, Final, Self, TypeVar
 from distribcache.clock import now_ns
 from distribcache.config.units import parse_duration
 from distribcache.entry import EPOCH, EXPIRES, TOUCHED, Entry
-from distribcache.errors import ConfigError, ExpiredError, InvalidationError, MissError, TooLargeError
+from distribcache.errors import ExpiredError, InvalidationError, MissError, TooLargeError
 from distribcache.library.config import DistribCacheConfig
-from distribcache.library.dependence import qualified
 from distribcache.library.drivers import session_of
 from distribcache.library.entries import RAW, Entries, key_for
 from distribcache.library.fetching import Fetching
 from distribcache.library.fingerprint import QueryFingerprint
 from distribcache.library.heat import Cell, Heat, Share
 from distribcache.library.keeper import TIMELESS, Keeper
-from distribcache.library.memo import Memo, Memos, Terms
+from distribcache.library.memo import Memo
+from distribcache.library.memos import Memos
 from distribcache.library.outcome import CacheStats, Outcome, Tally, last
 from distribcache.library.plan import Wish
 from distribcache.library.record import CacheEntry, Kept
 from distribcache.library.rows import Row
 from distribcache.library.steps import block, go
+from distribcache.library.terms import Terms
 from distribcache.library.writing import Writing
 from distribcache.query import Consistency, QueryContext, WorkloadType
 from distribcache.tiers.base import Cause, Key, TierStats
@@ -264,22 +265,10 @@ class DistribCache:
         kept. ``tags``: names for ``invalidate_tag``, in which ``{argument}`` stands for an argument. ``key``: called
         with the arguments, what tells one call from another.
         """
-        if isinstance(tables, str) or isinstance(tags, str):
-            raise ConfigError("a text where a list is wanted", where="cached", hint='write tables=["orders"]')
-        try:
-            terms = Terms(
-                ttl=self.config.settings.ttl.default if ttl is None else parse_duration(ttl),
-                stale=parse_duration(stale),
-                refresh_ahead=parse_duration(refresh_ahead),
-                negative_ttl=None if negative_ttl is None else parse_duration(negative_ttl),
-                failures=(negative,) if isinstance(negative, type) else tuple(negative),
-                tables=tuple(".".join(qualified(table)) for table in tables),
-                tags=tags if callable(tags) else tuple(tags),
-                key=key,
-            )
-        except ValueError as error:
-            message, _, remedy = str(error).partition("; ")
-            raise ConfigError(message, where="cached", hint=remedy) from None
+        terms = Terms.of(
+            ttl=self.config.settings.ttl.default if ttl is None else ttl, tables=tables, key=key, stale=stale,
+            refresh_ahead=refresh_ahead, negative_ttl=negative_ttl, negative=negative, tags=tags,
+        )  # fmt: skip
 
         def decorate(function: F) -> F:
             wrapped: Any = Memo(self._memos, function, terms).wrap()

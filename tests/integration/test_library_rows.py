@@ -11,6 +11,7 @@ from typing import Any
 
 import asyncpg
 import psycopg
+import psycopg.sql
 import psycopg_pool
 import pytest
 from fix_library import Shop, hit, hit_sync
@@ -199,6 +200,9 @@ async def test_mistakes_are_named(shop: Shop, cache: DistribCache) -> None:
         cache.fetch_sync(connection, ONE)
     with pytest.raises(ClientError, match="placeholders"):
         await cache.fetch(connection, "SELECT %s, %s", 1)
+    for text in (b"SELECT 1", psycopg.sql.SQL("SELECT 1"), 5):
+        with pytest.raises(ClientError, match="is a str, not"):
+            await cache.fetch(connection, text)  # type: ignore[arg-type]
     with pytest.raises(psycopg.errors.UndefinedTable):
         await cache.fetch(connection, "SELECT * FROM nowhere")
     await connection.close()

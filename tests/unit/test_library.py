@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from wait import until
 
 import distribcache
 from distribcache import DistribCache, DistribCacheConfig, QueryFingerprint
@@ -31,6 +32,7 @@ from distribcache.library.drivers.with_psycopg import translate
 from distribcache.library.flights import Flights
 from distribcache.library.forgotten import Marks
 from distribcache.library.heat import Heat
+from distribcache.library.plan import Wish
 from distribcache.library.rows import row_class
 from distribcache.library.steps import Steps, Wait, block, go
 
@@ -98,6 +100,38 @@ def test_a_wrong_setting_is_named(given: dict[str, Any]) -> None:
     with pytest.raises(ConfigError) as raised:
         DistribCacheConfig(**given)
     assert raised.value.hint and "keyword argument" in raised.value.where
+    assert "no key l1.\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("consistency", "strong", "it should be 'eventual', 'session' or 'strict'"),
+        ("max_staleness", "5 parsecs", "write a number and a unit"),
+        ("ttl", -1, "write a number and a unit"),
+        ("workload", "fast", "'olap'"),
+    ],
+)
+def test_a_wrong_wish_is_named(name: str, value: Any, said: str) -> None:
+    wishes: dict[str, Any] = dict.fromkeys(("consistency", "max_staleness", "ttl", "workload"))
+    with pytest.raises(ClientError) as raised:
+        Wish.of(**{**wishes, name: value})
+    assert raised.value.where == f"fetch: {name}" and repr(value) in raised.value.message
+    assert said in raised.value.hint
+
+
+@pytest.mark.parametrize("given", [{"ttl": "long"}, {"tables": "item"}, {"tags": "a"}, {"negative_ttl": -1}])
+def test_a_wrong_term_is_named(given: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError) as raised:
+        DistribCache().cached(**given)
+    assert raised.value.where == f"cached: {next(iter(given))}" and raised.value.hint
+
+
+def test_lines_for_people_go_to_the_logger(caplog: pytest.LogCaptureFixture) -> None:
+    with DistribCache(DistribCacheConfig(upstream_url="postgresql://app@127.0.0.1:1/shop")) as cache:
+        until(lambda: cache.stats().reason == "unreachable")
+    found = {record.getMessage() for record in caplog.records if record.name == "distribcache"}
+    assert any("unreachable" in line and "upstream.url" in line for line in found)
 
 
 def test_errors_one_for_one() -> None:

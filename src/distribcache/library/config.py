@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from distribcache.config import Settings, load
+from distribcache.errors import ConfigError
 
 __all__ = ["DistribCacheConfig"]
 
@@ -58,5 +59,9 @@ def _named(settings: Mapping[str, Any]) -> dict[str, Any]:
             named.update({f"{name}.{key}": each for key, each in value.items()})
         else:
             section, _, key = name.partition("_")
+            if not key and section in Settings.model_fields:
+                raise ConfigError(
+                    f"{section} is a section, not a key", where=_GIVEN, hint=f'write {section}={{"KEY": VALUE}}'
+                )
             named[f"{section}.{key}"] = value
     return named

@@ -18,7 +18,7 @@ from typing import Any, Final
 from distribcache.clock import now_ns
 from distribcache.coherence.ledger import FRESH_AT
 from distribcache.entry import AT_NS, COST_NS, PAYLOAD, TABLES, WORKLOAD, Entry, make_entry
-from distribcache.errors import SerializationError
+from distribcache.errors import ClientError, SerializationError
 from distribcache.library.askers import Askers
 from distribcache.library.bounds import Bounds
 from distribcache.library.drivers.base import PassedByError, Question, Result, Session
@@ -64,7 +64,7 @@ class Fetching:
         arrival = now_ns()
         failed = True
         try:
-            question = session.question(sql, args)
+            question = _question(session, sql, args)
             try:
                 result = yield from self._read(session, question, wish, arrival)
             except PassedByError:
@@ -83,7 +83,7 @@ class Fetching:
         """A statement that may write, as the driver sends it."""
         failed = True
         try:
-            question = session.question(sql, args)
+            question = _question(session, sql, args)
             result = yield from self._pass(session, question, Outcome("bypass", reason="execute"))
             failed = False
         finally:
@@ -266,3 +266,12 @@ class Fetching:
                 yield session.close(failed=failed)  # a pool's connection commits here
                 yield from wrote(self._keeper, question.text)
         return result
+
+
+def _question(session: Session, sql: object, args: tuple[Any, ...]) -> Question:
+    if not isinstance(sql, str):
+        raise ClientError(
+            f"the text of a statement is a str, not {type(sql).__qualname__}", where="fetch",
+            hint="write query.as_string() for what psycopg.sql composes, query.decode() for bytes",
+        )  # fmt: skip
+    return session.question(sql, args)

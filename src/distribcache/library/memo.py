@@ -16,13 +16,9 @@ older snapshot than F claims.
 
 from __future__ import annotations
 
-import asyncio
-import contextvars
 import functools
 import inspect
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
 from itertools import count
 from typing import Any, Final, TypeVar
 
@@ -31,102 +27,24 @@ from distribcache.entry import AT_NS, COST_NS, PAYLOAD, TABLES, Entry, make_entr
 from distribcache.errors import SerializationError
 from distribcache.library.dependence import Dependence, depend
 from distribcache.library.flights import Flight
-from distribcache.library.forks import concerns, left_behind
-from distribcache.library.heat import Heat
-from distribcache.library.keeper import TIMELESS, Keeper
-from distribcache.library.outcome import Outcome, Tally, last
+from distribcache.library.keeper import TIMELESS
+from distribcache.library.memos import Memos
+from distribcache.library.outcome import Outcome, last
 from distribcache.library.steps import Steps, Wait, block, go
+from distribcache.library.terms import Terms
 from distribcache.library.values import key_of, pack, unpack
 from distribcache.query import WorkloadType
 from distribcache.tiers.base import Key
 
-__all__ = ["Memo", "Memos", "Terms"]
+__all__ = ["Memo"]
 
 _KIND: Final = "call"
 _VALUE, _NONE, _FAILURE = range(3)
 _TRIES: Final = 4
-_MOST_TAGS: Final = 100_000
-_THREADS: Final = 4
 _NS: Final = 1e9
 
 F = TypeVar("F", bound=Callable[..., Any])
 _numbers = count(1)
-
-
-@dataclass(frozen=True, slots=True)
-class Terms:
-    """Seconds. ``negative_ttl``: of None and of ``failures``; None keeps None as any value, and no failure."""
-
-    ttl: float
-    stale: float = 0.0
-    refresh_ahead: float = 0.0
-    negative_ttl: float | None = None
-    failures: tuple[type[Exception], ...] = ()
-    tables: tuple[str, ...] = ()
-    tags: Callable[..., Iterable[str]] | tuple[str, ...] = ()
-    key: Callable[..., Any] | None = None
-
-
-class Memos:
-    """What all cached functions of one cache share."""
-
-    def __init__(self, keeper: Keeper, tally: Tally, heat: Heat) -> None:
-        self.keeper = keeper
-        self.tally = tally
-        self.heat = heat
-        self._tags: dict[str, int] = {}
-        self._generation = 0
-        self._numbers = count(1)
-        self._tasks: set[asyncio.Task[Any]] = set()
-        self._threads: ThreadPoolExecutor | None = None
-        concerns(self)
-
-    def forked(self) -> None:
-        """Its threads are the parent's."""
-        left_behind(self._threads)
-        self._threads = None
-
-    def generation(self, tag: str) -> int:
-        """A number that another one takes the place of when the tag is invalidated."""
-        return self._tags.get(tag, self._generation)
-
-    def invalidate(self, tag: str) -> None:
-        """Nothing that bears this tag is served any more, nor what is being made at this moment."""
-        if len(self._tags) >= _MOST_TAGS and tag not in self._tags:
-            self._tags.clear()
-            self._generation = next(self._numbers)
-        self._tags[tag] = next(self._numbers)
-
-    def behind(self, steps: Steps[Any], *, blocking: bool) -> None:
-        """Play a story that nobody waits for."""
-        if blocking:
-            if self._threads is None:
-                self._threads = ThreadPoolExecutor(_THREADS, "distribcache refresh")
-            self._threads.submit(contextvars.copy_context().run, _quietly, steps, self.keeper)
-            return
-        task = asyncio.get_running_loop().create_task(_quietly_async(steps, self.keeper))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    def stop(self) -> None:
-        """Begin no more refreshing."""
-        threads, self._threads = self._threads, None
-        if threads is not None:
-            threads.shutdown(wait=False, cancel_futures=True)
-
-
-def _quietly(steps: Steps[Any], keeper: Keeper) -> None:
-    try:
-        block(steps)
-    except Exception as error:  # noqa: BLE001 - the old value stays until its time is over
-        keeper.failures[f"refresh {type(error).__name__}"] += 1
-
-
-async def _quietly_async(steps: Steps[Any], keeper: Keeper) -> None:
-    try:
-        await go(steps)
-    except Exception as error:  # noqa: BLE001 - as above
-        keeper.failures[f"refresh {type(error).__name__}"] += 1
 
 
 class Memo:
@@ -179,7 +97,7 @@ class Memo:
         try:
             return self._recall(key)
         except Exception as error:  # noqa: BLE001 - as above
-            self._keeper.failures[type(error).__name__] += 1
+            self._keeper.failed(error)
             return None
 
     def _recall(self, key: Key) -> Entry | None:
@@ -200,7 +118,7 @@ class Memo:
         try:
             keeper.touch(key, entry)
         except Exception as error:  # noqa: BLE001 - a failure of the cache is a call of the function, or less
-            keeper.failures[type(error).__name__] += 1
+            keeper.failed(error)
         tally.hits += 1
         tally.saved_ns += entry[COST_NS]
         self._memos.heat.note((entry, key, self.label))
@@ -230,7 +148,7 @@ class Memo:
             if entry is not None:
                 self._refresh_soon(key, entry, run)
         except Exception as error:  # noqa: BLE001 - a failure of the cache is a call of the function
-            keeper.failures[type(error).__name__] += 1
+            keeper.failed(error)
             entry = flight = failure = None
         if failure is not None:
             raise failure
@@ -298,7 +216,7 @@ class Memo:
         try:
             self._store(key, base, began, kind, value)
         except Exception as error:  # noqa: BLE001 - as above
-            self._keeper.failures[type(error).__name__] += 1
+            self._keeper.failed(error)
 
     def _store(self, key: Key, base: Dependence, began: int, kind: int, value: Any) -> None:
         keeper, terms, tally = self._keeper, self._terms, self._memos.tally

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from enum import EnumMeta
 from typing import Any, Final
 
 from distribcache.catalog.statement import Analysis
@@ -43,17 +44,24 @@ class Wish:
         """From what people write. Raises ClientError."""
         if consistency is None and max_staleness is None and ttl is None and workload is None:
             return _NOTHING
-        try:
-            return cls(
-                None if consistency is None else Consistency(consistency),
-                None if max_staleness is None else int(parse_duration(max_staleness) * 1e9),
-                None if ttl is None else parse_duration(ttl),
-                None if workload is None else WorkloadType(workload),
-            )
-        except ValueError as error:
-            raise ClientError(
-                str(error), where="fetch", hint="consistency: eventual, session or strict; durations such as '5s'"
-            ) from None
+        return cls(
+            _wished("consistency", Consistency, consistency),
+            None if max_staleness is None else int(_wished("max_staleness", parse_duration, max_staleness) * 1e9),
+            _wished("ttl", parse_duration, ttl),
+            _wished("workload", WorkloadType, workload),
+        )
+
+
+def _wished(name: str, read: Callable[[Any], Any], value: object) -> Any:
+    try:
+        return None if value is None else read(value)
+    except ValueError as error:
+        message, _, remedy = str(error).partition("; ")
+        if isinstance(read, EnumMeta):
+            known: Iterable[Any] = read
+            names = [repr(each.value) for each in known]
+            message, remedy = "not accepted", f"it should be {', '.join(names[:-1])} or {names[-1]}"
+        raise ClientError(f"{value!r}: {message}", where=f"fetch: {name}", hint=remedy) from None
 
 
 _NOTHING = Wish()

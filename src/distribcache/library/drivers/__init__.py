@@ -43,7 +43,11 @@ def _maker(kind: type) -> Callable[[Any], Session]:
         found = with_psycopg.maker(kind)
     if found is None:
         raise ClientError(
-            f"{kind.__module__}.{kind.__qualname__} is no connection or pool that is known", where="fetch",
+            f"{_module(kind)}{kind.__qualname__} is no connection or pool that is known", where="fetch",
             hint="give an asyncpg Pool or Connection, or a psycopg 3 connection or psycopg_pool pool",
         )
     return found
+
+
+def _module(kind: type) -> str:
+    return "" if kind.__module__ == "builtins" else f"{kind.__module__}."
