@@ -6,7 +6,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 # Tests wait for servers more than they compute: a few workers more than cores are busy at a time. Files go in their own
-# order: by default those with the fewest tests come last, and these are the longest.
+# order: by default those with the fewest tests come last, and these are the longest. They start some 300 processes, each
+# of which would compile the package anew where bytecode is not written.
 WORKERS ?= 4
 
 .DEFAULT_GOAL := help
@@ -19,7 +20,7 @@ demo: $(VENV)/.stamp-demo  ## Watch queries answered from memory, with a Postgre
 	@$(BIN)/distribcache demo $(ARGS)
 
 test: $(VENV)/.stamp-dev  ## Run all tests but the foreign suites
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
+	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(VENV)/.stamp-dev  ## Style, types, layers
 	@$(BIN)/ruff check
