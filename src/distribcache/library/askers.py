@@ -75,6 +75,9 @@ class Askers:
         except Exception as error:  # noqa: BLE001 - rule 2
             self._keeper.failed(error)
             return "scope_query_failed"
+        why = session.why_not()
+        if why:
+            return why
         known = self._scopes.read(answer, session.pid, coherence, extra, asked_under, proof)
         if isinstance(known, Known):
             self._proofs[session.body] = known.proof

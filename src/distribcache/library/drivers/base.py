@@ -10,7 +10,8 @@ Rules:
 3. ``probe`` finds out how arguments are sent, where a driver does not tell; ``ask`` may do that on its way. Only behind
    it is ``bound`` called.
 4. ``run(alone=True)`` is a transaction of its own, also where the driver would have begun one for the application.
-   ``alone=False`` does exactly what the driver does.
+   ``alone=False`` does exactly what the driver does. On a connection that others use too it may find a transaction of
+   theirs: then it is part of that, and from then on ``why_not`` says so.
 """
 
 from __future__ import annotations

@@ -85,6 +85,7 @@ class AsyncpgSession:
         self._representation = representation
         self._connection = connection
         self._honest = False
+        self._mingled = False
 
     @property
     def pid(self) -> int:
@@ -101,7 +102,7 @@ class AsyncpgSession:
         connection = self._connection
         if connection is None:
             return ""
-        return "transaction" if connection.is_in_transaction() else ""
+        return "transaction" if self._mingled or connection.is_in_transaction() else ""
 
     async def open(self) -> None:
         if self._connection is None:
@@ -129,6 +130,8 @@ class AsyncpgSession:
             return str(await self._connection.fetchval(sql))
 
     async def run(self, question: Question, *, alone: bool) -> Result:
+        # Another task may have begun a transaction on this connection, and may end it before anybody looks again.
+        self._mingled = self._mingled or self._connection.is_in_transaction()
         if self._representation:  # whoever has one of his own needs the types, too
             statement = await self._connection.prepare(question.text)
             found = statement.get_attributes()

@@ -6,10 +6,12 @@ sent by a raw cursor, so that what is analysed is what is sent.
 What psycopg sends for an argument is asked of its own adaptation, and how it reads a type can be asked of any
 connection: so connections share answers as long as they adapt alike.
 
-A connection may be shared by tasks or threads, as psycopg allows: fetches of ours take turns on it.
+A connection may be shared by tasks or threads, as psycopg allows: fetches of ours take turns on it. Between two of our
+statements somebody else may begin a transaction, so what a connection was like is looked at under its own lock, where
+the statement is sent; what has run inside another's transaction is never kept.
 
-An idle connection that is not in autocommit mode is switched to it for one read, and back: a read from memory cannot
-leave a transaction open behind it, so one from the server should not either.
+On an idle connection that is not in autocommit mode no transaction is begun for a read: a read from memory cannot leave
+one open behind it, so one from the server should not either. The mode itself stays as it is, for others to see.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import contextlib
 import re
 import threading
 import weakref
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
 from typing import Any, Final
 
 import psycopg
@@ -103,6 +105,7 @@ class _Session:
         self.uniform = pool is None or _is_uniform(pool)
         self.passes = True
         self._mine = False
+        self._mingled = False
         self._connection = connection
 
     @property
@@ -122,7 +125,7 @@ class _Session:
             return ""
         if connection.pgconn.pipeline_status != PipelineStatus.OFF:
             return "pipeline"
-        if connection.info.transaction_status != TransactionStatus.IDLE:
+        if self._mingled or connection.info.transaction_status != TransactionStatus.IDLE:
             return "transaction"
         return "" if connection.info.encoding == "utf-8" else "client_encoding"
 
@@ -171,8 +174,31 @@ class _Session:
         marks = [[oid, self._loader(oid)] for oid in sorted(set(oids))]
         return Result([column.name for column in cursor.description], rows, marks, oids)
 
-    def _switches(self, *, alone: bool) -> bool:
-        return alone and not self._connection.autocommit
+
+
+class _Alone:
+    """A cursor whose statement is a transaction of its own where none is open. ``alone``: none was."""
+
+    alone = False
+    _conn: Any
+
+    def _start_query(self, query: Any = None) -> Generator[Any, Any, None]:
+        connection = self._conn  # its lock is held, and nothing is waited for before its mode is what it was
+        idle = connection.pgconn.transaction_status == TransactionStatus.IDLE
+        self.alone = idle and connection.pgconn.pipeline_status == PipelineStatus.OFF
+        mode, connection._autocommit = connection._autocommit, connection._autocommit or self.alone
+        try:
+            yield from super()._start_query(query)  # type: ignore[misc]
+        finally:
+            connection._autocommit = mode
+
+
+class _AsyncAlone(_Alone, AsyncRawCursor[Any]):
+    pass
+
+
+class _BlockingAlone(_Alone, RawCursor[Any]):
+    pass
 
 
 def _is_uniform(pool: Any) -> bool:
@@ -226,18 +252,11 @@ class AsyncSession(_Session):
         return str(result.rows[0][0])
 
     async def run(self, question: Question, *, alone: bool) -> Result:
-        connection = self._connection
-        switches = self._switches(alone=alone)
-        if switches:
-            await connection.set_autocommit(True)
-        try:
-            async with AsyncRawCursor(connection, row_factory=tuple_row) as cursor:
-                await cursor.execute(question.text.encode(), question.args or None)
-                return self._result(cursor, await cursor.fetchall()) if cursor.description else Result((), [])
-        finally:
-            if switches and not connection.closed:
-                await connection.set_autocommit(False)
-
+        kind = _AsyncAlone if alone else AsyncRawCursor
+        async with kind(self._connection, row_factory=tuple_row) as cursor:
+            await cursor.execute(question.text.encode(), question.args or None)
+            self._mingled = self._mingled or (isinstance(cursor, _Alone) and not cursor.alone)
+            return self._result(cursor, await cursor.fetchall()) if cursor.description else Result((), [])
 
     async def catalogue(self, work: Callable[[Ask], Coroutine[Any, Any, Any]]) -> Any:
         async def ask(sql: str, params: Sequence[object]) -> list[tuple[Any, ...]]:
@@ -289,17 +308,11 @@ class BlockingSession(_Session):
         return str(self.run(Question(sql, ()), alone=True).rows[0][0])
 
     def run(self, question: Question, *, alone: bool) -> Result:
-        connection = self._connection
-        switches = self._switches(alone=alone)
-        if switches:
-            connection.set_autocommit(True)
-        try:
-            with RawCursor(connection, row_factory=tuple_row) as cursor:
-                cursor.execute(question.text.encode(), question.args or None)
-                return self._result(cursor, cursor.fetchall()) if cursor.description else Result((), [])
-        finally:
-            if switches and not connection.closed:
-                connection.set_autocommit(False)
+        kind = _BlockingAlone if alone else RawCursor
+        with kind(self._connection, row_factory=tuple_row) as cursor:
+            cursor.execute(question.text.encode(), question.args or None)
+            self._mingled = self._mingled or (isinstance(cursor, _Alone) and not cursor.alone)
+            return self._result(cursor, cursor.fetchall()) if cursor.description else Result((), [])
 
     def catalogue(self, work: Callable[[Ask], Coroutine[Any, Any, Any]]) -> Any:
         async def ask(sql: str, params: Sequence[object]) -> list[tuple[Any, ...]]:
