@@ -136,6 +136,11 @@ class Store:
         self._waiting_bytes -= len(one.entry[PAYLOAD])
         return one
 
+    def forget(self, key: Key) -> None:
+        """Its answer was dropped by hand: what waits of it goes nowhere."""
+        self._waiting = deque(one for one in self._waiting if one.key != key)
+        self._waiting_bytes = sum(len(one.entry[PAYLOAD]) for one in self._waiting)
+
     def settle(self) -> None:
         """Give down what has settled meanwhile. Call it now and then, and when freshness has moved."""
         waiting, now = self._waiting, now_ns()
@@ -220,7 +225,7 @@ class Store:
             analysis=record.analysis,
             slots=slots,
             epoch=coherence.epoch,
-            expires=self.clock.now + record.expires_at - wall,
+            expires=self.clock.now + record.left(wall),
             cost_ns=record.cost_ns,
             at_ns=now - int(max(0.0, wall - record.filled_at) * 1e9),
             tables=record.tables,
@@ -245,7 +250,8 @@ class Store:
         waiting = self._leases.get(place.digest)
         if waiting is not None:
             await asyncio.wait([waiting], timeout=seconds)
-            return self.l1.entries.get(key)
+            entry = self.l1.entries.get(key)  # a commit may have ended it since the leader looked
+            return entry if entry and valid(entry, coherence.words, self.clock.now, coherence.head) else None
         mine = self._leases[place.digest] = asyncio.get_running_loop().create_future()
         try:
             return await self._lease(key, place, coherence, now_ns() + int(seconds * 1e9))

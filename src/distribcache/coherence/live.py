@@ -23,7 +23,7 @@ from distribcache.coherence.epoch import digest, server_epoch
 from distribcache.coherence.following import Following
 from distribcache.coherence.freshness import Freshness, Watched
 from distribcache.coherence.keeping import Keeping
-from distribcache.coherence.ledger import FLOORS, FRESH_AT, Columns, Ledger, V, W
+from distribcache.coherence.ledger import FLOORS, FRESH_AT, UNKNOWN, Columns, Ledger, V, W
 from distribcache.coherence.link import Link, ServerIdentity
 from distribcache.coherence.lsn import format_lsn
 from distribcache.coherence.options import Options
@@ -175,7 +175,8 @@ class DatabaseCoherence:
 
     def slots_for(self, tags: Sequence[bytes]) -> tuple[int, ...] | None:
         """The slots of tags that some ledger wrote; None when they are not all followed here."""
-        return self.ledger.slots_for(tags, self.slot_of)
+        known = self.coverage.relations.oids  # whoever writes tags of others takes no slots here
+        return self.ledger.slots_for(tags, lambda oid: self.slot_of(oid) if oid in known else UNKNOWN)
 
     def slot_of(self, oid: int) -> int:
         """The ledger slot of a relation."""

@@ -76,7 +76,7 @@ class Below:
         now, wall = now_ns(), wall_time()
         entry = make_entry(
             found.payload, fill=0, analysis=0, slots=(), epoch=TIMELESS,
-            expires=keeper.clock.now + found.expires_at - wall, cost_ns=0,
+            expires=keeper.clock.now + found.left(wall), cost_ns=0,
             at_ns=now - int(max(0.0, wall - found.filled_at) * 1e9), tables="", workload=found.workload,
         )  # fmt: skip
         return entry if keeper.put(key, entry, began_ns=entry[AT_NS]) == "stored" else None
@@ -85,6 +85,7 @@ class Below:
         """Drop a key from all tiers; was it in memory?"""
         keeper = self._keeper
         there = await keeper.forget(key)
+        keeper.store.forget(key)
         stack = keeper.store.stack
         if stack:
             await stack.discard(_timeless(key))

@@ -49,6 +49,10 @@ class Record:
     """Names with commas between, for people."""
     workload: str
 
+    def left(self, wall: float) -> float:
+        """Seconds until it ends. A clock that is ahead of ours, or one that was set back, makes none of them more."""
+        return min(self.expires_at - wall, self.expires_at - self.filled_at)
+
 
 class Cause(enum.Enum):
     """Why an entry left a tier; the value is a metric label."""
