@@ -157,9 +157,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     count: list[int] = []
     scope = Questions.scope
 
-    def counted(self: Questions, behind: bytes = b"") -> Any:
+    def counted(self: Questions, behind: bytes = b"", **how: Any) -> Any:
         count.append(1)
-        return scope(self, behind)
+        return scope(self, behind, **how)
 
     monkeypatch.setattr(Questions, "scope", counted)
     return count
