@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import psycopg
 
+from distribcache.coherence.address import remedy
+
 __all__ = ["REASONS", "NotServing", "from_connect_error"]
 
 _RESTART = "-- then restart PostgreSQL"
@@ -126,7 +128,8 @@ def from_connect_error(error: Exception, *, was_up: bool, role: str = "CURRENT_R
     if "starting up" in low or "shutting down" in low or "recovery" in low:
         return NotServing("upstream_down", text)
     if "authentication" in low or "pg_hba.conf" in low or "password" in low or "does not exist" in low:
-        return NotServing("login_refused", text)
+        return NotServing("login_refused", text, remedy(text))
     if isinstance(error, psycopg.Error) and was_up:
         return NotServing("upstream_down", text)
-    return NotServing("unreachable", text)
+    first = remedy(text)
+    return NotServing("unreachable", text, f"{first}; the cache keeps trying" if first else "")

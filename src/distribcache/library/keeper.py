@@ -14,10 +14,9 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from psycopg.conninfo import conninfo_to_dict
-
 from distribcache.catalog.statement import Analyst
 from distribcache.clock import CoarseClock, now_ns, wall_time
+from distribcache.coherence.address import read_url
 from distribcache.coherence.database import Coherence, Databases, TtlOnly
 from distribcache.coherence.ledger import FRESH_AT, W
 from distribcache.coherence.options import Options
@@ -238,14 +237,9 @@ class Keeper(OwnLoop):
 
 
 def _database(url: str) -> str:
-    """The database that a URL names, as libpq reads it."""
-    try:
-        parts = conninfo_to_dict(url)
-    except Exception as error:
-        raise ConfigError(
-            "not a PostgreSQL URL", where="upstream.url", hint='such as "postgresql://user@db.example.com:5432/shop"'
-        ) from error
+    """The database that a URL names. Raises ConfigError for a URL that can never work."""
+    parts = read_url(url)
     name = parts.get("dbname") or parts.get("user")
     if not name:
         raise ConfigError("it names no database", where="upstream.url", hint="end it with /NAME")
-    return str(name)
+    return name

@@ -17,15 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from psycopg import ProgrammingError
-from psycopg.conninfo import conninfo_to_dict
-
+from distribcache.coherence.address import read_url
 from distribcache.errors import ConfigError, UpstreamError
 from distribcache.wire.startup import SSL_REQUEST
 
 __all__ = ["Peer", "Target", "connect", "read_target"]
-
-_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,34 +59,15 @@ class Target:
 
 def read_target(url: str, timeout: float) -> Target:
     """Read the parts of a libpq URL that say where the server is. Raises ConfigError, also for a missing root file."""
-    try:
-        parts = conninfo_to_dict(url)
-    except ProgrammingError:
-        raise ConfigError(
-            "not a PostgreSQL URL", where="upstream.url", hint="write postgresql://user@host:5432/db"
-        ) from None
-    hosts = str(parts.get("hostaddr") or parts.get("host") or "localhost").split(",")
-    ports = str(parts.get("port") or "5432").split(",")
-    try:
-        numbers = [int(port or 5432) for port in ports]
-        if not all(0 < number < 65536 for number in numbers):
-            raise ValueError
-    except ValueError:
-        raise ConfigError(
-            "the port is not a number between 1 and 65535",
-            where="upstream.url",
-            hint="write postgresql://user@host:5432/db",
-        ) from None
+    parts = read_url(url)
+    hosts = (parts.get("hostaddr") or parts.get("host") or "localhost").split(",")
+    numbers = [int(port or 5432) for port in parts.get("port", "5432").split(",")]
     if len(numbers) == 1:
         numbers *= len(hosts)
-    mode = str(parts.get("sslmode") or "prefer")
-    if len(numbers) != len(hosts) or mode not in _MODES:
-        raise ConfigError(
-            "hosts and ports, or sslmode, do not fit", where="upstream.url", hint="one port for each host"
-        )
-    database = str(parts.get("dbname") or parts.get("user") or "postgres")
+    mode = parts.get("sslmode") or "prefer"
+    database = parts.get("dbname") or parts.get("user") or "postgres"
     target = Target(
-        tuple(zip(hosts, numbers, strict=True)), database, mode, str(parts.get("sslrootcert") or ""), timeout
+        tuple(zip(hosts, numbers, strict=True)), database, mode, parts.get("sslrootcert", ""), timeout
     )
     target.tls()
     return target
