@@ -38,6 +38,7 @@ KEYED: tuple[str, ...] = (
     "quote_all_identifiers",
     "gin_fuzzy_search_limit",
     "gin_pending_list_limit",
+    "restrict_nonsystem_relation_kind",
     "zero_damaged_pages",
     "session_replication_role",
     "default_transaction_read_only",
