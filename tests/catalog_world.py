@@ -23,6 +23,8 @@ CREATE TABLE "q""u'o\\t%s $1 {}" ("a""b" int);
 CREATE FUNCTION "fn %s"(int) RETURNS int IMMUTABLE LANGUAGE sql RETURN $1;
 CREATE TABLE zoned (id int, at timetz);
 CREATE UNLOGGED TABLE ul (id int);
+CREATE TABLE opening (day date, at time);
+CREATE VIEW v_zone AS SELECT at AT TIME ZONE 'UTC' AS at FROM opening;
 CREATE SEQUENCE seq;
 CREATE MATERIALIZED VIEW mv AS SELECT id, name FROM t;
 CREATE VIEW v1 AS SELECT id, name, created FROM t;

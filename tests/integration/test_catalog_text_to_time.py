@@ -174,6 +174,6 @@ async def test_no_cacheable_query_reads_stored_text_as_a_date(
 async def test_without_the_rule_stale_days_would_be_served(
     places: tuple[Database, list[psycopg.Connection[Any]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(resolve, "converts_text_to_time", lambda *_: None)
+    monkeypatch.setattr(resolve, "turns_with_the_clock", lambda *_: None)
     wrong, _, _ = await _served_wrongly(places, 50)
     assert len(wrong) > 20

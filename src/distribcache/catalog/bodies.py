@@ -144,6 +144,7 @@ def _body(nodes: list[dict[str, Any]], where: str, *, arguments: bool = False, s
         types=_all(names.types for names in found),
         attributes=_all(names.attributes for names in found) if session else (),
         coercions=_all(names.coercions for names in found),
+        zoned=_all(names.zoned for names in found),
     )
     if refusal is not None:
         refusal = Refusal(refusal.code, f"{refusal.detail} in {where}".strip())

@@ -20,7 +20,7 @@ from distribcache.sql.functions import (
 from distribcache.sql.origin import POLYMORPHIC
 from distribcache.sql.timewords import names_a_moment
 
-__all__ = ["TIMETZ", "converts_text_to_time", "judge_function", "judge_relation"]
+__all__ = ["TIMETZ", "judge_function", "judge_relation", "turns_with_the_clock"]
 
 Verdict = tuple[Refusal | None, bool]
 
@@ -28,6 +28,8 @@ _FINE: Verdict = (None, True)
 _CATALOGS = frozenset({"pg_catalog", "information_schema", "pg_toast"})
 TIMETZ = 1266
 # date, time, timestamp, timestamptz, timetz: reading their text may ask the clock.
+TIME_OF_DAY = 1083
+_DATED = frozenset({1082, 1114, 1184})
 _CLOCKED = frozenset({1082, 1083, 1114, 1184, TIMETZ})
 
 
@@ -95,13 +97,30 @@ def _judge_builtin(function: Function) -> Verdict:
     return Refusal(code, name), pure
 
 
-def converts_text_to_time(names: Names, answer: Answer, columns: list[dict[str, int]]) -> Refusal | None:
+def turns_with_the_clock(names: Names, answer: Answer, columns: list[dict[str, int]]) -> Refusal | None:
     """Judge the conversions of one text; ``columns`` are those of the relations that it names."""
+    if _zones_a_time(names, answer, columns):
+        return Refusal("time_dependent", "time with time zone")
     for coercion in names.coercions:
         targets = answer.types_of.get(coercion.type, set())
         if any(_is_clocked(oid, answer, set()) for oid in targets) and not _is_plain(coercion, answer, columns):
             return Refusal("text_to_time", str(coercion.type))
     return None
+
+
+def _zones_a_time(names: Names, answer: Answer, columns: list[dict[str, int]]) -> bool:
+    """May a time without a date be put into a zone? It is given the offset that the zone has today."""
+    for name in names.zoned:
+        types = {table[name] for table in columns if name in table}
+        if TIME_OF_DAY in types or ((not types or types - _DATED) and _knows_times(answer)):
+            return True
+    return False
+
+
+def _knows_times(answer: Answer) -> bool:
+    made = any(one.name == "make_time" or one.returns == TIME_OF_DAY for one in answer.functions.values()
+               if not one.builtin or one.name == "make_time")  # fmt: skip
+    return made or TIME_OF_DAY in answer.types
 
 
 def _is_clocked(oid: int, answer: Answer, seen: set[int]) -> bool:

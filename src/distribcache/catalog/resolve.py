@@ -23,7 +23,7 @@ from distribcache.catalog.announcing import announces
 from distribcache.catalog.bodies import Body, qualified
 from distribcache.catalog.closure_sql import CLOSURE
 from distribcache.catalog.facts import BUILTIN, Answer, Relation, question
-from distribcache.catalog.judgement import TIMETZ, converts_text_to_time, judge_function, judge_relation
+from distribcache.catalog.judgement import TIMETZ, judge_function, judge_relation, turns_with_the_clock
 from distribcache.catalog.publications import UNPUBLISHED_SQL
 from distribcache.catalog.rows import Pinnable, pinnable
 from distribcache.sql.cacheability import FunctionCall, Name, Names, Refusal
@@ -163,7 +163,7 @@ def _judge(
         *_functions(names, answer, texts),
         *_texts(answer, texts),
         *_types(names, answer),
-        (converts_text_to_time(names, answer, _columns(names, answer)), True),
+        (turns_with_the_clock(names, answer, _columns(names, answer)), True),
     ]
     refusal = next((reason for reason, _ in verdicts if reason is not None), None)
     roots = sorted((oid, str(one)) for oid, one in answer.relations.items() if one.slot and one.kind in "rpm")
@@ -226,9 +226,9 @@ def _texts(answer: Answer, texts: list[Body]) -> Iterator[tuple[Refusal | None, 
         for call in body.names.functions:
             if not answer.functions_of.get(call) and not call.keyword and not _is_cast(call, answer):
                 yield Refusal("unknown_function", f"{call} in {body.where}"), False
-        if body.names.coercions:
+        if body.names.coercions or body.names.zoned:
             names = _meant(body)
-            reason = converts_text_to_time(names, answer, _columns(names, answer))
+            reason = turns_with_the_clock(names, answer, _columns(names, answer))
             if reason is not None:
                 yield Refusal(reason.code, f"{reason.detail} in {body.where}"), True
 
@@ -281,7 +281,7 @@ def _policies(answer: Answer, texts: list[Body], settings: set[str]) -> Iterator
             settings |= reads or set()
             stable = any(one.volatility != "i" and one.name != _SETTING for one in called)
             foreign = body.foreign or any(map(_is_foreign, (*names.types, *names.operators)))
-            converts = converts_text_to_time(_meant(body), answer, [relation.columns, *_columns(names, answer)])
+            converts = turns_with_the_clock(_meant(body), answer, [relation.columns, *_columns(names, answer)])
             if body.refusal or foreign or converts or stable or reads is None:
                 pure = not body.effects and not foreign and all(judge_function(one)[1] for one in called)
                 yield Refusal("row_security", body.where), pure

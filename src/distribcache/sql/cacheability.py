@@ -118,6 +118,8 @@ class Names(NamedTuple):
     # Last parts of dotted references: t.f may call the function f(t).
     attributes: tuple[str, ...] = ()
     coercions: tuple[Coercion, ...] = ()
+    # What AT TIME ZONE is applied to: a column's name, or nothing for an expression.
+    zoned: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

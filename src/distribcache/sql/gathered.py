@@ -6,11 +6,14 @@ from collections.abc import Iterable
 from typing import Any
 
 from distribcache.sql.cacheability import Coercion, FunctionCall, Name, Names, Refusal
-from distribcache.sql.origin import Definitions, origin_of
+from distribcache.sql.origin import Definitions, origin_of, zoned_of
 
 __all__ = ["Gathered"]
 
 Node = dict[str, Any]
+
+# AT TIME ZONE is the first. Both have a form for time with time zone, to which a plain time is converted unasked.
+_ZONING = frozenset({"timezone", "timestamptz"})
 
 
 class Gathered:
@@ -42,21 +45,31 @@ class Gathered:
         self.aggregates = self.windows = self.joins = 0
         self.group_by = self.vector = False
         self.casts: list[tuple[Name, Node | None]] = []
+        self.zoned: set[str] = set()
         self.top: Node = {}
 
     def names(self) -> Names:
         """Everything the server must be asked about, in a stable order."""
         coercions: set[Coercion] = set()
-        if self.casts:
+        zoned: set[str] = set()
+        if self.casts or self.zoned:
             definitions = Definitions(self.top, checked_parameters=self.checked_parameters)
+            zoned = {"" if definitions.get(name) else name for name in self.zoned}
             for target, value in self.casts:
                 coercion = origin_of(target, value, definitions)
                 if coercion is not None:
                     coercions.add(coercion)
         return Names(
             _ordered(self.relations), _ordered(self.functions), _ordered(self.operators), _ordered(self.types),
-            tuple(sorted(self.attributes)), _ordered(coercions),
+            tuple(sorted(self.attributes)), _ordered(coercions), tuple(sorted(zoned)),
         )
+
+    def note_zone(self, call: FunctionCall, arguments: list[Node]) -> None:
+        """A time without a date in a zone has the offset of today: what is put into a zone has to be known."""
+        if call.name in _ZONING and arguments:
+            name = zoned_of(arguments[-1])
+            if name is not None:
+                self.zoned.add(name)
 
     def refuse(self, code: str, detail: str = "") -> None:
         """Keep the first refusal: it is the one shown."""

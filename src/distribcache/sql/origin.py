@@ -20,13 +20,15 @@ from typing import Any
 
 from distribcache.sql.cacheability import Coercion, FunctionCall, Name
 
-__all__ = ["POLYMORPHIC", "Definitions", "call_of", "origin_of"]
+__all__ = ["POLYMORPHIC", "Definitions", "call_of", "origin_of", "zoned_of"]
 
 Node = dict[str, Any]
 
 # They return the type of their arguments.
 POLYMORPHIC = frozenset("min max any_value first_value last_value nth_value lag lead".split())
 _ARITHMETIC = frozenset("+-*/%")
+# Types with a date, and functions of several arguments that return one or an interval.
+_DATED = frozenset("timestamp timestamptz timezone date_trunc to_timestamp".split())
 _DEEPEST = 20
 # Steps for all conversions of one text; names defined a thousand times over are not worth a second of everybody's time.
 _STEPS = 2_000
@@ -174,6 +176,10 @@ def _trace(
             return True
         case "CoalesceExpr" | "MinMaxExpr":
             return all_of(*fields["args"])
+        case "SubLink":
+            targets = fields["subselect"].get("SelectStmt", {}).get("targetList", ())
+            scalar = fields.get("subLinkType") == "EXPR_SUBLINK" and len(targets) == 1
+            return scalar and all_of(targets[0]["ResTarget"]["val"])
         case "CaseExpr":
             return all_of(fields.get("defresult"), *(item["CaseWhen"]["result"] for item in fields["args"]))
         case "A_ArrayExpr":
@@ -197,6 +203,25 @@ def call_of(fields: Node) -> FunctionCall:
         # mode() WITHIN GROUP (ORDER BY x): the server counts x among the arguments.
         count += len(fields.get("agg_order", ()))
     return FunctionCall(path[-2] if len(path) > 1 else None, path[-1], count)
+
+
+def zoned_of(value: Node) -> str | None:
+    """The column that AT TIME ZONE is applied to, nothing for an expression; None if it is certainly no time of day."""
+    if len(value) != 1:
+        return ""
+    ((kind, fields),) = value.items()
+    match kind:
+        case "A_Const":
+            return None
+        case "ColumnRef":
+            return str(fields["fields"][-1].get("String", {}).get("sval", ""))
+        case "TypeCast":
+            path = [part["String"]["sval"] for part in fields["typeName"].get("names", ())]
+            return None if path[:-1] == ["pg_catalog"] and path[-1] in _DATED else ""
+        case "FuncCall":
+            return None if call_of(fields).name in _DATED and len(fields.get("args", ())) > 1 else ""
+        case _:
+            return ""
 
 
 def _is_transparent(type_name: Node) -> bool:

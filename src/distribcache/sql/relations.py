@@ -183,6 +183,7 @@ class Walk(Gathered):
         call = call_of(node)
         schema, name = call.schema, call.name
         self.functions.add(call)
+        self.note_zone(call, node.get("args", []))
         if "over" in node:
             self.windows += 1
         elif name in AGGREGATES or not AGGREGATE_MARKS.isdisjoint(node):
