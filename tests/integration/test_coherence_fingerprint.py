@@ -338,11 +338,22 @@ def test_roles_changed_from_another_database_show_in_the_quick_poll(eyes: Eyes) 
         assert len(set(seen)) == len(seen)
 
 
-def test_a_membership_that_came_and_went_between_two_looks_shows_in_the_counters(eyes: Eyes) -> None:
-    before = eyes.quick()
+@pytest.mark.parametrize(
+    ("there", "back"),
+    [
+        ("GRANT {role} TO {role}_2", "REVOKE {role} FROM {role}_2"),
+        ("ALTER ROLE {role} BYPASSRLS", "ALTER ROLE {role} NOBYPASSRLS"),
+    ],
+    ids=["membership", "attribute"],
+)
+def test_a_right_that_came_and_went_between_two_looks_shows_in_the_counters(eyes: Eyes, there: str, back: str) -> None:
     with psycopg.connect(eyes.database.server.conninfo(), autocommit=True) as elsewhere:
-        elsewhere.execute(f"GRANT {eyes.role} TO {eyes.role}_2".encode())
-        elsewhere.execute(f"REVOKE {eyes.role} FROM {eyes.role}_2".encode())
+        for maker in (eyes.acts, elsewhere):  # what they have done up to now is counted
+            maker.execute("SELECT pg_stat_force_next_flush()")
+            maker.execute("SELECT 1")
+        before = eyes.quick()
+        elsewhere.execute(there.format(role=eyes.role).encode())
+        elsewhere.execute(back.format(role=eyes.role).encode())
         elsewhere.execute("SELECT pg_stat_force_next_flush()")
     deadline = 200
     while eyes.quick() == before and deadline:

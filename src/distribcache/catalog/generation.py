@@ -16,7 +16,7 @@ Rules:
 3. Roles are hashed by all columns that everybody may read (the password is masked there). ``(key, xmin)`` cannot see
    a row that came and went between two looks. For memberships, role settings, roles and policies that would be a
    right once given and taken back; for triggers, rules, functions, operators and casts, code that ran for a moment.
-   So their counters of inserted and deleted rows count too (they may lag by seconds).
+   So their counters of inserted and deleted rows count too, and of changed roles (they may lag by seconds).
 4. Fingerprint, snapshot and map of one look come from one statement or one repeatable-read transaction.
 5. Names are printed by the server's ``quote_ident``, as the change stream prints them, and compared as bytes.
 
@@ -169,7 +169,9 @@ _RELOADED = "(SELECT (extract(epoch FROM pg_conf_load_time()) * 1000000)::bigint
 
 def _counted(catalogue: str) -> str:
     oid = f"'pg_catalog.{catalogue}'::regclass"
-    return f"(pg_stat_get_tuples_inserted({oid}) * 1000003 + pg_stat_get_tuples_deleted({oid}))"
+    # The versions of the rows of pg_authid are nobody's to read: only a count tells of what was changed and changed back.
+    updated = f" + pg_stat_get_tuples_updated({oid}) * 1000000007" if catalogue == "pg_authid" else ""
+    return f"(pg_stat_get_tuples_inserted({oid}) * 1000003 + pg_stat_get_tuples_deleted({oid}){updated})"
 
 
 _QUICK_COLUMNS = [_hash(name, *how) for name, how in _SHARED.items()] + [_ROLES, _RELOADED]
