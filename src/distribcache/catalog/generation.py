@@ -169,7 +169,7 @@ _RELOADED = "(SELECT (extract(epoch FROM pg_conf_load_time()) * 1000000)::bigint
 
 def _counted(catalogue: str) -> str:
     oid = f"'pg_catalog.{catalogue}'::regclass"
-    # The versions of the rows of pg_authid are nobody's to read: only a count tells of what was changed and changed back.
+    # Versions of rows of pg_authid are nobody's to read: only a count tells of what was changed and changed back.
     updated = f" + pg_stat_get_tuples_updated({oid}) * 1000000007" if catalogue == "pg_authid" else ""
     return f"(pg_stat_get_tuples_inserted({oid}) * 1000003 + pg_stat_get_tuples_deleted({oid}){updated})"
 
