@@ -23,7 +23,7 @@ def now_ns() -> int:
 
 
 def wall_time() -> float:
-    """Seconds since the Unix epoch, for people and logs only."""
+    """Seconds since the Unix epoch: for people, and for what other processes compare. It may go back."""
     return time.time()
 
 

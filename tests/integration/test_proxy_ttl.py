@@ -21,7 +21,7 @@ def test_only_time_and_our_own_ddl_end_an_entry(database: Database, make_proxy: 
         until(lambda: connection.execute(read).fetchone() == ("new",) and last(connection)["status"] == "hit")
         connection.execute("ALTER TABLE note ALTER COLUMN text SET DEFAULT 'x'")
         connection.execute(read)
-        assert last(connection)["status"] == "miss"
+        assert last(connection)["status"] in ("miss", "bypass")
         freshness = dict(connection.execute("SHOW distribcache.freshness").fetchall())
         assert freshness["mode"] == "ttl"
         assert "TTL" in str(freshness["detail"])

@@ -1,5 +1,6 @@
 """What is the same for every database whose change stream nobody follows: no position of the log is known, so nothing
-of it has a meaning to other processes, and an answer depends on whole relations, whose slots nobody touches.
+of it has a meaning to other processes (``ttl`` has another measure), and an answer depends on whole relations, whose
+slots nobody touches.
 """
 
 from __future__ import annotations

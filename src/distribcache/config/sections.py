@@ -141,7 +141,7 @@ class Freshness(Section):
     )
     invalidation: Literal["wal", "ttl"] = setting(
         "wal", "wal: logical decoding tells what died; without it nothing is cached. "
-        "ttl: only time ends an entry, answers may be as old as their TTL.",
+        "ttl: only time ends an entry, in all tiers; answers may be as old as their TTL.",
     )
     plugin: Literal["auto", "test_decoding", "pgoutput"] = setting(
         "auto", "The server's output plugin that tells of commits. auto takes test_decoding if the server has it. "

@@ -14,6 +14,7 @@ from typing import Final
 from distribcache.catalog.statement import Analysis
 from distribcache.coherence.epoch import digest
 from distribcache.coherence.tags import slots_of
+from distribcache.coherence.ttl import reaches
 from distribcache.entry import Entry
 from distribcache.library.bounds import Bounds
 from distribcache.library.drivers.base import Question, Session
@@ -91,6 +92,8 @@ class Planning:
     def _place(self, key: Key, known: Known, analysis: Analysis, wish: Wish) -> Place | None:
         """Where such an answer belongs below memory; None for nowhere."""
         keeper, workload = self._keeper, workload_of(analysis, known, wish)
+        if not reaches(keeper.coherence, known.scope.server):
+            return None
         identity = digest(str(key[0]).encode(), known.identity, str(key[3]).encode()) if known.identity else b""
         ttl = ttl_of(keeper.settings, workload, wish)
         return keeper.store.place(keeper.coherence, identity, key[-1], workload=workload.value, ttl=ttl)

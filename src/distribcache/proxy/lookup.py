@@ -12,6 +12,7 @@ from distribcache.clock import now_ns
 from distribcache.coherence.ledger import FRESH_AT, W
 from distribcache.coherence.scope import Scope
 from distribcache.coherence.tags import UNBOUND, Bound, slots_of
+from distribcache.coherence.ttl import reaches
 from distribcache.coherence.validity import valid
 from distribcache.entry import AT_NS, COST_NS, FILL, Entry
 from distribcache.proxy.fill import Fill
@@ -129,7 +130,7 @@ def find(s: Session, key: Key, analysis: Analysis) -> Entry | Wait | None:
 def place_of(s: Session, key: Key, analysis: Analysis) -> Place | None:
     """Where the answer is kept below L1, if it is."""
     store, scope = s.node.store, s.scope
-    if scope is None or not store.stack:
+    if scope is None or not store.stack or not reaches(s.coherence, scope.server):
         return None
     workload = scope.workload or analysis.workload
     identity = s.node.idents.digest(key[0])
