@@ -3,7 +3,7 @@
 Rules:
 1. Nothing in clear after the answer ``S``: bytes that came with an SSLRequest end the connection (CVE-2021-23214).
 2. Whoever has not logged in within the deadline, or sends too much before, is disconnected.
-3. A replication connection is relayed and never looked into.
+3. A replication connection is relayed and never looked into (see ``unread``).
 4. Either side that goes away takes the other with it, after what was already received has been relayed. What a client
    sent before it ended its own direction is still answered.
 5. A peer that does not read stops us from reading what would be sent to it: memory does not grow.
@@ -21,6 +21,7 @@ from distribcache.proxy.answer import fatal
 from distribcache.proxy.cancel import relay_cancel
 from distribcache.proxy.login import Login
 from distribcache.proxy.session import Session
+from distribcache.proxy.unread import Unread
 from distribcache.proxy.upstream import Peer, connect
 from distribcache.wire.messages import terminate
 from distribcache.wire.startup import NEED_DATA, CancelRequest, GssEncRequest, SslRequest, Startup, read_startup
@@ -55,6 +56,7 @@ class Connection(asyncio.Protocol):
         self._peer: Peer | None = None
         self._early = b""
         self._raw = False
+        self._unread: Unread | None = None
         self._secure = False
         self._upgrading = False
         self._closed = False
@@ -94,7 +96,7 @@ class Connection(asyncio.Protocol):
             return
         try:
             if self._raw:
-                self.to_upstream(data)
+                self._relay(data)
             elif self.login is not None:
                 if self.login.finished:
                     self._early += data
@@ -238,6 +240,8 @@ class Connection(asyncio.Protocol):
         if self._closed or self.login is None:
             return
         if self._raw:
+            if self._unread is not None:
+                self._unread.from_upstream(data)
             self.to_client(data)
             return
         try:
@@ -258,11 +262,13 @@ class Connection(asyncio.Protocol):
         self._early = login.early() + self._early
         if self.startup.replication:
             self._raw = True
+            if self.startup.logical:
+                self._unread = Unread(self.node, self.startup.database)
             if rest:
                 self.to_client(rest)
             if self._early:
-                self.to_upstream(self._early)
-                self._early = b""
+                early, self._early = self._early, b""
+                self._relay(early)
             return
         self._entered = self.startup.database
         session = Session(self.node, self.node.enter(self._entered), self)
@@ -278,6 +284,12 @@ class Connection(asyncio.Protocol):
             session.from_client(early)
         if self._sent_all:
             session.sent_all()
+
+    def _relay(self, data: bytes) -> None:
+        """What a replication connection says."""
+        if self._unread is not None:
+            self._unread.from_client(data)
+        self.to_upstream(data)
 
     def _upstream_lost(self) -> None:
         if self._closed:
@@ -369,6 +381,8 @@ class Connection(asyncio.Protocol):
                 self.node.sessions.pop((login.pid, login.secret), None)
         if self._entered is not None:
             self.node.leave(self._entered)
+        if self._unread is not None:
+            self._unread.close()
         if self.upstream is not None:
             if not self.upstream.is_closing() and not self._upstream_ended:
                 self.upstream.write(terminate())

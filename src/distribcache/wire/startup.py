@@ -104,6 +104,11 @@ class Startup:
         value = self.parameters.get("replication", "").lower()
         return value not in _FALSE
 
+    @property
+    def logical(self) -> bool:
+        """True for a replication connection to a database: it may run SQL, which a physical one may not."""
+        return self.parameters.get("replication", "").lower() == "database"
+
 
 # Every spelling of false that the server's parse_bool takes: a unique prefix of false, no, off; or 0.
 _FALSE: Final = frozenset({"", "0", "f", "fa", "fal", "fals", "false", "n", "no", "of", "off"})
