@@ -647,6 +647,27 @@ def test_settings_that_can_never_work_are_errors(tmp_path: Path) -> None:
         cache.open()
 
 
+def test_people_are_told_once_why_it_is_off_and_that_it_is_on_again(tmp_path: Path) -> None:
+    path, wall = tmp_path / "l2", Wall()
+    said: list[str] = []
+    path.mkdir()
+    path.chmod(0o777)
+    cache = WarmCache(settings(path), wall, log=said.append)
+    cache.open()
+    until(lambda: cache.reason == "unsafe_directory", "off")
+    for _ in range(3):
+        wall.now += 100
+        cache.get(digest(1))
+    assert len(said) == 1
+    assert str(path) in said[0] and "unsafe_directory" in said[0]
+    path.chmod(0o700)
+    wall.now += 100
+    cache.get(digest(1))
+    until(lambda: not cache.reason, "on")
+    cache.close()
+    assert said[1:] == [f"L2 {path} is on again"]
+
+
 def test_the_same_directory_twice_in_one_process_is_off_and_harms_nothing(tmp_path: Path) -> None:
     with warm(tmp_path / "l2") as first:
         fill(first, range(20))

@@ -24,6 +24,8 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import os
+import socket
 import ssl
 from collections import deque
 from collections.abc import Callable
@@ -277,7 +279,7 @@ async def dial(address: Address, access: Access, deadline: float, breaker: Break
     except ssl.SSLError as error:
         raise _unusable(connection, "no_tls", f"no TLS: {error.reason}") from None
     except (OSError, UnicodeError) as error:  # the latter from names that no resolver takes
-        raise _unusable(connection, "unreachable", f"not reached: {type(error).__name__}") from None
+        raise _unusable(connection, "unreachable", f"not reached: {_plainly(error)}") from None
     except BaseException:
         connection.end("unusable", "given up")
         raise
@@ -287,6 +289,15 @@ async def dial(address: Address, access: Access, deadline: float, breaker: Break
 def _unusable(connection: Connection, code: str, text: str) -> UnusableError:
     connection.end(code, text)
     return UnusableError(code, text)
+
+
+def _plainly(error: Exception) -> str:
+    """What the system says, or the name of the failure; hosts and ports are named elsewhere."""
+    if isinstance(error, socket.gaierror):
+        return error.strerror or "the name is not known"
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno)
+    return type(error).__name__
 
 
 async def _greet(connection: Connection, access: Access) -> None:

@@ -94,7 +94,8 @@ class DistributedCache:
         settings = self._settings
         if settings.peers == EMBEDDED:
             raise ConfigError(
-                "no server of our own was started", where="l3.peers", hint="start one, and give its address here"
+                "only distribcache serve starts a server of its own", where="l3.peers",
+                hint="start a Valkey or Redis server, and give its address",
             )
         self._secret = read_secret("secret", settings.secret, settings.secret_file).encode()
         access = Access(

@@ -67,8 +67,8 @@ class Keeper:
     """``now``: seconds since the Unix epoch."""
 
     __slots__ = (
-        "_broken", "_compression", "_failed_at", "_is_forked", "_needed", "_now", "_path", "_pause", "_thread",
-        "_tried", "detail", "kept", "place", "queue", "reason", "shelf", "used",
+        "_broken", "_compression", "_failed_at", "_is_forked", "_log", "_needed", "_now", "_path", "_pause",
+        "_said", "_thread", "_tried", "detail", "kept", "place", "queue", "reason", "shelf", "used",
     )  # fmt: skip
 
     reason: str
@@ -77,8 +77,12 @@ class Keeper:
     used: int
     """Bytes charged when this process last looked."""
 
-    def __init__(self, settings: WarmTier, path: Path, now: Callable[[], float]) -> None:
+    def __init__(
+        self, settings: WarmTier, path: Path, now: Callable[[], float], log: Callable[[str], None] = lambda _: None
+    ) -> None:
         self._path = path
+        self._log = log
+        self._said = ""
         self._compression = settings.compression
         self._now = now
         self.place = Place(path)
@@ -151,6 +155,12 @@ class Keeper:
         self.detail = detail
         self.reason = code
 
+    def _say(self, why: str) -> None:
+        """Tell people why it is off, or that it is on again; not that it began."""
+        before, self._said = self._said, why
+        if why != before:
+            self._log(f"L2 off: {self._path}: {why}" if why else f"L2 {self._path} is on again")
+
     def _keep(self) -> None:
         ticks = 0
         while not self.queue.is_closed:
@@ -196,6 +206,7 @@ class Keeper:
         self.kept.wrote(self.shelf.trim())
         self.used = self.shelf.totals().charged
         self._set_off("", "")
+        self._say("")
         self._tried.set()
 
     def _rest(self) -> None:
@@ -253,6 +264,8 @@ class Keeper:
             # LMDB says so of a write that was cut short, as the first one on a full disk is.
             code = self.place.lack_of_room(self._needed) or code
         self._set_off(code, detail)
+        if code != "closed":
+            self._say(f"{code}: {detail}")
         self.kept.failed(code)
         self.used = 0
         try:

@@ -130,7 +130,7 @@ def stack_of(l2: WarmTier, l3: DistributedTier, now: Callable[[], float], log: C
     if l2.path is not None:
         from distribcache.tiers.warm import WarmCache
 
-        near = WarmCache(l2, now)
+        near = WarmCache(l2, now, log=log)
     if l3.peers:
         from distribcache.tiers.distributed import DistributedCache
 

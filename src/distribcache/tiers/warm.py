@@ -62,14 +62,17 @@ class WarmCache:
     ``get`` is for any thread, everything else for one.
     """
 
-    def __init__(self, settings: WarmTier, now: Callable[[], float], timer: Callable[[], int] = now_ns) -> None:
+    def __init__(
+        self, settings: WarmTier, now: Callable[[], float], timer: Callable[[], int] = now_ns,
+        log: Callable[[str], None] = lambda _: None,
+    ) -> None:  # fmt: skip
         """Raises ``ConfigError`` when there is no path."""
         if settings.path is None:
             raise ConfigError("no directory", where="l2.path", hint="name a directory of its own, on a local disk")
         self._settings = settings
         self._now = now
         self._timer = timer
-        self._keeper = Keeper(settings, settings.path, now)
+        self._keeper = Keeper(settings, settings.path, now, log)
         self._queue = self._keeper.queue
         self._pressed_from = int(settings.size * PRESSED_FROM)
         self._ghost = Ghost(min(_MOST_WANTED, max(_LEAST_WANTED, settings.size // _PER_WANTED)))
