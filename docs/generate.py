@@ -113,13 +113,13 @@ def commands() -> str:
     """Every command with its arguments and options, from the declarations: rendered help differs by typer's version."""
     import typer.main
 
-    from distribcache.cli import application
+    from distribcache.cli import EXIT_STATUS, application
 
     lines = [
         NOTE + "# Commands",
         "",
-        "Exit status: 0 done, 1 it ran and found something wrong, 2 a setting or flag is wrong, 3 PostgreSQL cannot be "
-        + "reached. Errors go to stderr. `--json` prints one object whose shape is stable.",
+        EXIT_STATUS + " Errors go to stderr: one line, and the remedy below it. `--json` prints one object whose shape "
+        + "is stable.",
     ]
     commands: dict[str, Any] = getattr(typer.main.get_command(application()), "commands", {})
     for name, command in sorted(commands.items()):

@@ -11,15 +11,20 @@ from __future__ import annotations
 
 import importlib
 import sys
+from typing import Annotated
 
 import typer
 
 from distribcache.errors import ConfigError, DistribCacheError, UpstreamError
 
-__all__ = ["application", "main"]
+__all__ = ["EXIT_STATUS", "application", "main"]
 
 # Each lives in the module of its name, as the function of its name.
 COMMANDS = ("audit", "demo", "doctor", "explain", "serve", "setup", "status", "teardown", "version")
+EXIT_STATUS = (
+    "Exit status: 0 done, 1 it ran and found something wrong, 2 a setting or flag is wrong, 3 PostgreSQL, or the node "
+    "that was asked, cannot be reached."
+)
 _WORKER = "worker"
 """Not for people: what ``serve --workers`` starts."""
 
@@ -34,13 +39,23 @@ def application(*names: str) -> typer.Typer:
         pretty_exceptions_enable=False,
     )
     # With a callback typer keeps the command's name as an argument even when there is only one command.
-    app.callback()(_nothing)
+    app.callback(epilog=EXIT_STATUS)(_before)
     for name in names or COMMANDS:
         app.command(name)(getattr(importlib.import_module(f"distribcache.cli.{name}"), name))
     return app
 
 
-def _nothing() -> None:
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        importlib.import_module("distribcache.cli.version").version()
+        raise typer.Exit
+
+
+def _before(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and exit.")
+    ] = False,
+) -> None:
     pass
 
 

@@ -56,7 +56,12 @@ def demo(
     as_object: Json = False,
     no_color: Annotated[bool, typer.Option("--no-color", help="No colours; so does NO_COLOR.")] = False,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the servers running until Ctrl-C.")] = False,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Where the cache listens [6432 if it is free]")] = 0,
+    port: Annotated[
+        int,
+        typer.Option(
+            metavar="PORT", min=0, max=65535, show_default=False, help="Where the cache listens [6432 if it is free]"
+        ),
+    ] = 0,
 ) -> None:
     """Watch queries answered from memory, with a PostgreSQL of its own. Needs nothing but itself."""
     began_ns = now_ns()

@@ -15,6 +15,7 @@ import typer
 import uvloop
 
 from distribcache import __version__
+from distribcache.cli.link import Config, Upstream
 from distribcache.coherence.database import Databases
 from distribcache.coherence.options import Options
 from distribcache.coherence.sharing import SharedDatabases
@@ -80,7 +81,7 @@ class Crew:
         self.target = read_target(url, settings.upstream.connect_timeout)
         client_tls(settings.listen.tls_cert, settings.listen.tls_key)  # what is wrong with it is said here, once
         self.databases = SharedDatabases(url, Options.from_settings(settings), log, workers=settings.listen.workers)
-        self.sockets = bind(settings.listen.endpoint)
+        self.sockets = bind("listen", settings.listen.endpoint)
         self.workers = Workers(settings, self.databases, self.sockets, log)
         self.admin = Admin(Many(self.workers))
         self.address = address_of(self.sockets)
@@ -88,7 +89,13 @@ class Crew:
 
     async def start(self) -> None:
         """Returns when every worker lets clients in. Raises ConfigError as ``Proxy.start``."""
-        self.admin_address = await self.admin.start()
+        try:
+            self.admin_address = await self.admin.start()
+        except BaseException:
+            for sock in self.sockets:
+                sock.close()
+            await self.databases.stop()
+            raise
         self.databases.acquire(self.target.database)
         await self.workers.start()
 
@@ -157,15 +164,27 @@ async def run(settings: Settings) -> None:
 
 
 def serve(
-    upstream: Annotated[str | None, typer.Option(help="PostgreSQL, as postgresql://user:password@host:5432/db")] = None,
-    listen: Annotated[str | None, typer.Option(help="Where clients connect [127.0.0.1:6432]")] = None,
-    admin: Annotated[str | None, typer.Option(help="Admin HTTP endpoint [127.0.0.1:6433]")] = None,
-    workers: Annotated[int | None, typer.Option(help="Processes that serve clients [1]")] = None,
-    l2: Annotated[Path | None, typer.Option(help="Directory of the SSD tier; it writes rows to disk")] = None,
-    l3: Annotated[str | None, typer.Option(help="Valkey or Redis, as host:port,host:port; or embedded")] = None,
-    config: Annotated[Path | None, typer.Option(help="A distribcache.toml")] = None,
+    upstream: Upstream = None,
+    listen: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Where clients connect [127.0.0.1:6432]")
+    ] = None,
+    admin: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Admin HTTP endpoint [127.0.0.1:6433]")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(metavar="N", help="Processes that serve clients [1]")] = None,
+    l2: Annotated[
+        Path | None, typer.Option(metavar="DIRECTORY", help="Where the SSD tier lies; it writes rows to disk")
+    ] = None,
+    l3: Annotated[
+        str | None, typer.Option(metavar="PEERS", help="Valkey or Redis, as host:port,host:port; or embedded")
+    ] = None,
+    config: Config = None,
 ) -> None:
-    """Serve PostgreSQL through the cache."""
+    """Serve PostgreSQL through the cache until SIGINT or SIGTERM.
+
+    These and all other settings can be given in the file, or as DISTRIBCACHE_SECTION_KEY. Exit status 2: a setting is
+    wrong, or an address cannot be had. An unreachable or unprepared server is tried again and again, and said.
+    """
     overrides = {
         "upstream.url": upstream, "listen.address": listen, "admin.address": admin, "listen.workers": workers,
         "l2.path": l2, "l3.peers": l3,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import os
 import socket
 import ssl
 from collections.abc import Callable, Sequence
@@ -15,7 +17,7 @@ from distribcache.proxy.connection import Connection
 from distribcache.proxy.node import Node
 from distribcache.proxy.upstream import Target
 
-__all__ = ["Listener", "address_of", "bind", "client_tls"]
+__all__ = ["Listener", "address_of", "bind", "cannot_listen", "client_tls"]
 
 _TICK = 0.05
 _PAUSE = 0.2
@@ -62,7 +64,7 @@ class Listener:
                 lambda: Connection(self), endpoint.host, endpoint.port, backlog=_BACKLOG
             )
         except OSError as error:
-            raise _taken(endpoint, error) from None
+            raise cannot_listen("listen", endpoint, error) from None
         for sock in self._server.sockets:
             if sock.family in (socket.AF_INET, socket.AF_INET6):
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -158,8 +160,8 @@ class Listener:
         self._timer = asyncio.get_running_loop().call_later(_TICK, self._tick)
 
 
-def bind(endpoint: Address) -> list[socket.socket]:
-    """Listening sockets for several processes. Raises ConfigError when that is not possible."""
+def bind(section: str, endpoint: Address) -> list[socket.socket]:
+    """Listening sockets at the address of ``[section]``. Raises ConfigError when that is not possible."""
     sockets: list[socket.socket] = []
     try:
         found = socket.getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -170,7 +172,7 @@ def bind(endpoint: Address) -> list[socket.socket]:
     except OSError as error:
         for sock in sockets:
             sock.close()
-        raise _taken(endpoint, error) from None
+        raise cannot_listen(section, endpoint, error) from None
     return sockets
 
 
@@ -180,11 +182,18 @@ def address_of(sockets: Sequence[socket.socket]) -> tuple[str, int]:
     return str(name[0]), int(name[1])
 
 
-def _taken(endpoint: Address, error: OSError) -> ConfigError:
-    return ConfigError(
-        f"cannot listen: {error.strerror or error}", where=f"listen.address {endpoint.host}:{endpoint.port}",
-        hint="another program may use this port: choose another with --listen",
-    )
+def cannot_listen(section: str, endpoint: Address, error: OSError) -> ConfigError:
+    """What to say when the address of ``[section]`` cannot be had."""
+    if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+        hint = "this machine has no such address: write 127.0.0.1 for programs on it, 0.0.0.0 for all"
+    elif error.errno in (errno.EACCES, errno.EPERM):
+        hint = "ports below 1024 are for root: choose another"
+    else:
+        hint = "another program uses this port: choose another"
+    # asyncio puts words of its own there.
+    said = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or str(error)
+    where = f"{section}.address {endpoint.host}:{endpoint.port}"
+    return ConfigError(f"cannot listen: {said}", where=where, hint=f"{hint} with --{section}")
 
 
 def client_tls(cert: Path | None, key: Path | None) -> tuple[ssl.SSLContext | None, bytes]:

@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import ipaddress
 import json
-import socket
 from typing import Any
 
 import uvicorn
@@ -23,7 +22,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from distribcache.errors import ConfigError
+from distribcache.proxy.listener import address_of, bind
 from distribcache.proxy.whole import Whole
 from distribcache.web.metrics import registry_of
 from distribcache.web.overview import STYLE, page
@@ -134,18 +133,10 @@ class Admin:
         endpoint = self._whole.settings.admin.endpoint
         loop = asyncio.get_running_loop()
         config = uvicorn.Config(build(self._whole), log_level="warning", access_log=False, lifespan="off", ws="none")
-        try:
-            sock = socket.create_server((endpoint.host, endpoint.port))
-        except OSError as error:
-            raise ConfigError(
-                f"cannot listen: {error.strerror or error}",
-                where=f"admin.address {endpoint.host}:{endpoint.port}",
-                hint="another program may use this port: choose another with --admin",
-            ) from None
+        sockets = bind("admin", endpoint)
         self._server = _Server(config)
-        self._task = loop.create_task(self._server.serve([sock]))
-        name = sock.getsockname()
-        return str(name[0]), int(name[1])
+        self._task = loop.create_task(self._server.serve(sockets))
+        return address_of(sockets)
 
     async def stop(self) -> None:
         """Stop listening."""
