@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import struct
+import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -179,6 +182,45 @@ def test_a_name_belongs_to_a_directory(tmp_path: Path) -> None:
     assert KeptFile(tmp_path / "two").name(make=True) != made
     (tmp_path / "one" / "follow.id").write_text("../../etc")
     assert len(one.name(make=True)) == 10
+
+
+def test_two_who_name_a_directory_at_a_time_name_it_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One is about to when another does: each would hold a slot, and only one of them is ever found again."""
+    names: list[str] = []
+    others: list[threading.Thread] = []
+
+    def other() -> None:
+        names.append(KeptFile(tmp_path).name(make=True))
+
+    def random(count: int, urandom: Callable[[int], bytes] = os.urandom) -> bytes:
+        if not others:
+            others.append(threading.Thread(target=other))
+            others[0].start()
+            others[0].join(0.5)
+        return urandom(count)
+
+    monkeypatch.setattr("distribcache.coherence.keptfile.os.urandom", random)
+    other()
+    others[0].join()
+    assert len(names) == 2 and set(names) == {(tmp_path / "follow.id").read_text()}
+
+
+def test_what_a_full_disk_did_not_take_is_not_left_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = KeptFile(tmp_path)
+    file.lock("712", 5)
+    file.write([b"state"], file.turn)
+
+    def full(number: int, data: Any, write: Callable[[int, Any], int] = os.write) -> int:
+        if len(data) < 100:
+            raise OSError(errno.ENOSPC, "no space left on device")
+        return write(number, data[:100])
+
+    monkeypatch.setattr("distribcache.coherence.keptfile.os.write", full)
+    with pytest.raises(OSError, match="no space"):
+        file.write([b"x" * 1050], file.turn)
+    monkeypatch.undo()
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".lock", ".state"]
+    assert file.read() == b"state"
 
 
 def test_what_others_can_write_is_not_trusted(tmp_path: Path) -> None:

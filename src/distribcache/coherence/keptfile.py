@@ -1,6 +1,7 @@
 """The files of a warm restart, in the directory of L2: a name, and for each database a lock and a state.
 
-* ``follow.id``: ten random characters, the part of our slots' names that belongs to this directory.
+* ``follow.id``: ten random characters, the part of our slots' names that belongs to this directory. The first one
+  that is made stays: another one, made at the same time, would leave a slot that nobody finds again.
 * ``follow-SYSTEM-OID.lock``: locked with flock by whoever follows that database from this directory. The kernel gives
   it back whatever happens to its owner. A second process gets neither the slot nor the state.
 * ``follow-SYSTEM-OID.state``: see ``kept``. It is replaced as a whole: written beside it, synced, renamed, and the
@@ -71,16 +72,25 @@ class KeptFile:
         try:
             if make:
                 self._enter()
-            with suppress(FileNotFoundError):
-                found = path.read_text("ascii", "replace")
-                if _ID.fullmatch(found):
-                    return found
-            if not make:
-                return ""
-            made = os.urandom(5).hex()
-            self._replace(path, [made.encode()])
+            found = _read_id(path)
+            return found if found or not make else self._make_name(path)
         except OSError as error:
             raise _unusable(error, self.directory) from error
+
+    def _make_name(self, path: Path) -> str:
+        made = os.urandom(5).hex()
+        beside = path.with_name(f"{path.name}.{made}")
+        self._replace(beside, [made.encode()])
+        try:
+            os.link(beside, path)
+        except FileExistsError:
+            found = _read_id(path)
+            if found:
+                return found
+            os.replace(beside, path)  # what stood there is no name
+        finally:
+            beside.unlink(missing_ok=True)
+        self._sync_directory()
         return made
 
     def lock(self, system_identifier: str, oid: int) -> None:
@@ -156,6 +166,10 @@ class KeptFile:
                 while view:
                     view = view[os.write(file, view) :]
             os.fsync(file)
+        except OSError:
+            with suppress(OSError):  # room is scarce
+                beside.unlink()
+            raise
         finally:
             os.close(file)
         with self._writing:
@@ -163,12 +177,15 @@ class KeptFile:
                 beside.unlink()
                 return False
             os.rename(beside, path)
+        self._sync_directory()
+        return turn in (None, self._turn)
+
+    def _sync_directory(self) -> None:
         directory = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             os.fsync(directory)
         finally:
             os.close(directory)
-        return turn in (None, self._turn)
 
     def _enter(self) -> None:
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -178,6 +195,14 @@ class KeptFile:
                 "others can write to the directory", where=f"l2.path = {self.directory}",
                 hint=f"chown it to the user that runs distribcache, and chmod 700 {self.directory}",
             )
+
+
+def _read_id(path: Path) -> str:
+    """Empty when there is none."""
+    with suppress(FileNotFoundError):
+        found = path.read_text("ascii", "replace")
+        return found if _ID.fullmatch(found) else ""
+    return ""
 
 
 def _unusable(error: OSError, path: Path) -> UnusableError:
