@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import smallshop
 from fix_cli import Cli
 from wait import until
 
@@ -72,13 +73,16 @@ class Demo:
 def start() -> Iterator[Callable[..., Demo]]:
     running: list[Demo] = []
 
-    def run(*arguments: str) -> Demo:
-        folder = Path(tempfile.mkdtemp(prefix="distribcache-test-"))
+    def run(*arguments: str, module: str = "distribcache") -> Demo:
+        folder = Path(tempfile.mkdtemp(prefix="distribcache-test-", dir=Postgres.folder))
         # Like /tmp: as root the server and its watchdog run as another user.
         folder.chmod(0o1777)
         process = subprocess.Popen(
-            [sys.executable, "-m", "distribcache", "demo", *arguments],
-            env={**os.environ, "TMPDIR": str(folder), "PGSSLMODE": "require", "DISTRIBCACHE_CACHE_ENABLED": "false"},
+            [sys.executable, "-m", module, "demo", *arguments],
+            env={
+                **os.environ, "TMPDIR": str(folder), "PGSSLMODE": "require", "DISTRIBCACHE_CACHE_ENABLED": "false",
+                "PYTHONPATH": str(TESTS),
+            },
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         running.append(Demo(process, folder))
@@ -119,7 +123,7 @@ def test_control_c_ends_the_show_with_a_summary_and_nothing_left(
     start: Callable[..., Demo], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONIOENCODING", "ascii")
-    demo = start("--duration", "600")
+    demo = start("--duration", "600", module="smallshop")
     shown = demo.read_until("of 600 s:")
     assert "making 1,200,000 order lines" in shown
     demo.process.send_signal(signal.SIGINT)
@@ -145,7 +149,7 @@ def test_sigterm_while_the_shop_is_made(start: Callable[..., Demo]) -> None:
 
 @pytest.mark.slow
 def test_nothing_survives_a_killed_demo(start: Callable[..., Demo]) -> None:
-    demo = start("--duration", "600")
+    demo = start("--duration", "600", module="smallshop")
     demo.read_until("of 600 s:")
     demo.process.kill()
     demo.process.communicate()
@@ -179,6 +183,7 @@ def _gave_up(report: Report) -> bool:
 @pytest.mark.sabotage
 def test_the_clients_call_a_cache_that_never_invalidates_stale(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(TESTS))
+    monkeypatch.setattr(dataset, "_STAGES", smallshop.STAGES)
     with Postgres(options=dataset.SERVER_OPTIONS) as server:
         for _ in dataset.create(server):
             pass
