@@ -152,7 +152,7 @@ SLOTS = (1, 2)
 
 
 @pytest.mark.parametrize("policy", NAMES)
-@pytest.mark.parametrize("entries", [15_000, 22_000])
+@pytest.mark.parametrize("entries", [3_750, 5_500])
 def test_the_overhead_is_as_measured(policy: PolicyName, entries: int) -> None:
     capacity = entries * (POLICIES[policy].OVERHEAD + getsizeof(b"x" * 205) + getsizeof(b"k" * 85))
     gc.collect()
