@@ -41,7 +41,7 @@ SETTINGS = {
 }  # fmt: skip
 ASYNCHRONOUS = {"wal_writer_delay": "10s", "synchronous_commit": "off", "max_slot_wal_keep_size": "1GB"}
 
-_COUNTERS = re.compile(r"\(pg_stat_get_tuples_inserted\([^)]*\) \* 1000003 \+ pg_stat_get_tuples_deleted\([^)]*\)\)")
+_COUNTERS = re.compile(r"\((?:[ +]*pg_stat_get_tuples_\w+\([^)]*\)(?: \* \d+)?)+\)")
 
 MakeNode = Callable[[], InnerProxy]
 
