@@ -33,8 +33,8 @@ __all__ = ["MODULES", "CompiledHook", "compile_into", "package_into"]
 ROOT = Path(__file__).resolve().parent
 MODULES = (
     "clock", "coherence/validity", "entry", "proxy/extended", "proxy/fill", "proxy/forward", "proxy/group", "proxy/hit",
-    "proxy/local", "proxy/lookup", "proxy/prepared", "proxy/replies", "proxy/session", "proxy/simple", "proxy/standing",
-    "proxy/transaction",
+    "proxy/local", "proxy/lookup", "proxy/prepared", "proxy/replies", "proxy/session", "proxy/simple", "proxy/single",
+    "proxy/standing", "proxy/transaction",
 )  # fmt: skip
 """What a hit, a miss and a write pass through between the sockets. They compile as they are."""
 

@@ -56,6 +56,7 @@ class Known:
 
     mode, plugin, serving, reason, epoch, max_staleness_ns = "wal", "test_decoding", True, "", 1, 10**18
     identity = SimpleNamespace(system_identifier="0", postmaster_start="0")
+    floor_ns = 0
 
     def __init__(self) -> None:
         self.words = self.head = Ledger(64).words
@@ -63,6 +64,13 @@ class Known:
         self.words[EPOCH], self.words[W], self.words[V], self.words[SCHEMA] = 1, 100, 100, 1
         self.words[FRESH_AT] = NEVER
         self.epoch_listeners: list[Callable[[int], None]] = []
+        self.alarms: list[str] = []
+
+    def catalogue_alarm(self, reason: str) -> None:
+        self.alarms.append(reason)
+
+    def schedule_poll(self) -> None:
+        self.alarms.append("poll")
 
     def fill_point(self) -> int:
         return 100
@@ -105,28 +113,30 @@ class Wires:
         raise error
 
 
-def _scope_row(*, cache: str) -> bytes:
+def _scope_row(*, cache: str, prepared: bytes | None) -> bytes:
     values: list[bytes | None] = [b"0"] * (len(SCOPE_COLUMNS) + len(OWN))
     facts = {"schemas": '["pg_catalog", "public"]', "isolation": "read committed", "backend_pid": "1"}
     for name, value in facts.items():
         values[SCOPE_COLUMNS.index(name)] = value.encode()
-    values[len(SCOPE_COLUMNS) - 1] = None  # prepared statements: none
+    values[SCOPE_COLUMNS.index("prepared")] = prepared
     values[len(SCOPE_COLUMNS) :] = [cache.encode()] + [None] * (len(OWN) - 1)
     keyed = {"client_encoding": "UTF8", "standard_conforming_strings": "on"}
     return data_row((*values, json.dumps([keyed.get(name, "x") for name in KEYED]).encode()))
 
 
 class World:
-    """One session that has learned its scope. ``cache``: the session's own setting."""
+    """One session that has learned its scope. ``cache``: the session's own setting. ``prepared``: what the server says
+    of prepared statements.
+    """
 
-    def __init__(self, cache: str = "on") -> None:
+    def __init__(self, cache: str = "on", prepared: bytes | None = None) -> None:
         coherence = Known()
         databases = SimpleNamespace(acquire=lambda _: coherence, release=lambda _: None)
         self.node = Node(Settings(), databases)  # type: ignore[arg-type]
         self.wires = Wires()
         self.session = Session(self.node, self.node.enter("postgres"), self.wires)
         self.session.backend_pid = 1
-        row = _scope_row(cache=cache)
+        row = _scope_row(cache=cache, prepared=prepared)
         self.answer = (
             PARSE_COMPLETE + BIND_COMPLETE + row + command_complete(b"SELECT 1") + b"3\0\0\0\4" + _READY[False]
         )

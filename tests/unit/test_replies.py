@@ -8,7 +8,7 @@ import pytest
 
 from distribcache.errors import ProtocolError
 from distribcache.proxy.fill import Fill
-from distribcache.proxy.replies import Op, Replies
+from distribcache.proxy.replies import BARE, DESCRIBED, PARSED_BARE, PARSED_DESCRIBED, Op, Replies
 from distribcache.wire.messages import (
     BIND_COMPLETE,
     CLOSE_COMPLETE,
@@ -196,3 +196,67 @@ def test_a_row_of_ours_that_is_too_long_is_dropped_as_it_comes(size: int) -> Non
     assert relayed == theirs
     assert rows == [short] and seen == [ord("C")]
     assert held <= 40 + size
+
+
+HEADS = {BARE: BIND_COMPLETE, DESCRIBED: BIND_COMPLETE + T, PARSED_BARE: PARSE_COMPLETE + BIND_COMPLETE,
+         PARSED_DESCRIBED: PARSE_COMPLETE + BIND_COMPLETE + T, ord("Q"): T}  # fmt: skip
+
+
+@pytest.mark.parametrize("feed", FEEDS)
+@pytest.mark.parametrize("kind", HEADS)
+@pytest.mark.parametrize("rows", [0, 1, 3])
+def test_a_unit_is_gathered_as_a_whole(feed: Callable[[Replies, bytes], bytes], kind: int, rows: int) -> None:
+    told: list[int] = []
+    fill = make_fill()
+    made, ready = replies(Op(kind, fill=fill, done=lambda each, _: told.append(each)))
+    reply = HEADS[kind] + D * rows + C
+    assert feed(made, reply + Z) == reply + Z
+    assert (fill.payload(), fill.whole, fill.spoiled) == (reply, True, False)
+    assert (ready, made.status, bool(made.pending)) == ([(b"I", False)], b"I", False)
+    assert (PARSE_COMPLETE[0] in told) is (kind in (PARSED_BARE, PARSED_DESCRIBED))
+    assert told[-1] == Back.READY_FOR_QUERY
+
+
+@pytest.mark.parametrize("feed", FEEDS)
+@pytest.mark.parametrize("kind", HEADS)
+@pytest.mark.parametrize("at", [0, 5, 10])
+def test_an_error_ends_a_unit(feed: Callable[[Replies, bytes], bytes], kind: int, at: int) -> None:
+    told: list[int] = []
+    fill = make_fill()
+    made, ready = replies(Op(kind, fill=fill, done=lambda each, _: told.append(each)))
+    reply = (HEADS[kind][:at] if kind != ord("Q") else b"") + ERROR + Z
+    if at > len(PARSE_COMPLETE) and kind in (BARE, DESCRIBED):
+        reply = ERROR + Z
+    assert feed(made, reply) == reply
+    assert fill.spoiled
+    assert told[-2:] == [Back.ERROR, Back.READY_FOR_QUERY]
+    assert (ready, bool(made.pending)) == ([(b"I", False)], False)
+
+
+def test_a_row_that_looks_like_the_reply_to_a_unit_is_a_row() -> None:
+    fill = make_fill()
+    made, ready = replies(Op(BARE, fill=fill))
+    row = data_row([b"x" * 20 + BIND_COMPLETE + C + Z])
+    first = BIND_COMPLETE + row[: -len(BIND_COMPLETE + C + Z)]
+    rest = BIND_COMPLETE + C + Z
+    assert made.feed(first) + made.feed(rest) == first + rest
+    assert ready == []
+    assert made.feed(C + Z) == C + Z
+    assert fill.payload() == first + rest + C
+    assert ready == [(b"I", False)]
+
+
+def test_what_comes_behind_part_of_a_message_is_its_rest() -> None:
+    made, ready = replies(Op(BARE, fill=make_fill()))
+    assert made.feed(b"2\0\0") + made.feed(BIND_COMPLETE + C + Z) == b""
+    assert ready == []
+
+
+@pytest.mark.parametrize("bad", [
+    BIND_COMPLETE + b"D\0\0\0\3" + C + Z, BIND_COMPLETE + b"D\0\0\0\0" + C + Z, D + C + Z, T + D + C + Z,
+    BIND_COMPLETE + D + T + C + Z, BIND_COMPLETE + BIND_COMPLETE + C + Z, BIND_COMPLETE + C + C + Z,
+])  # fmt: skip
+def test_a_broken_reply_to_a_unit_is_refused(bad: bytes) -> None:
+    made, _ = replies(Op(BARE, fill=make_fill()))
+    with pytest.raises(ProtocolError):
+        made.feed(bad)

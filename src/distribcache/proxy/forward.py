@@ -24,7 +24,7 @@ from distribcache.wire.messages import Back, Front, close
 if TYPE_CHECKING:
     from distribcache.proxy.session import Session
 
-__all__ = ["Plan", "make_plan", "resend", "send"]
+__all__ = ["Plan", "make_plan", "names_a_moment", "resend", "send"]
 
 Done = Callable[[int, bytes], None]
 
@@ -124,7 +124,7 @@ def _judge(
     if values is None:
         plan.outcome = Outcome("bypass", reason="malformed")
         return None
-    if _names_a_moment(statement, parsed, values[0]):
+    if names_a_moment(statement, parsed, values[0]):
         plan.outcome = Outcome("refused", reason="time_parameter", tables=outcome.tables, workload=outcome.workload)
         return None
     bound = Bound(statement.oids, values[1], values[0])
@@ -138,7 +138,7 @@ def _judge(
     return None
 
 
-def _names_a_moment(statement: Prepared, parsed: Parsed, params: list[bytes | None]) -> bool:
+def names_a_moment(statement: Prepared, parsed: Parsed, params: list[bytes | None]) -> bool:
     """May a parameter mean another moment each time? Text of time with time zone depends on today's date though it
     names no day.
     """

@@ -22,10 +22,14 @@ from struct import Struct
 from distribcache.errors import ProtocolError
 from distribcache.proxy.fill import Fill
 from distribcache.wire.buffer import MAX_MESSAGE
+from distribcache.wire.messages import BIND_COMPLETE, PARSE_COMPLETE
 
-__all__ = ["Op", "Replies"]
+__all__ = ["BARE", "DESCRIBED", "PARSED_BARE", "PARSED_DESCRIBED", "Op", "Replies"]
 
 _length = Struct("!I").unpack_from
+
+DESCRIBED, BARE, PARSED_DESCRIBED, PARSED_BARE = b"bvpw"
+"""Kinds of ``Op`` that are a whole unit: ``[Parse] Bind [Describe portal] Execute Sync``."""
 
 CONTROL_CAP = 64 * 1024 * 1024
 """Largest message other than rows and copy data that is accepted from a server, bytes."""
@@ -53,15 +57,36 @@ _STEPS: dict[int, dict[int, int]] = {
     ord("S"): _may(last=b"Z"),
     ord("q"): _may(goes_on=b"T"),
     ord("r"): _may(plain=b"D", goes_on=b"C"),
+    ord("p"): _may(goes_on=b"1"),
+    ord("b"): _may(goes_on=b"2"),
+    ord("t"): _may(goes_on=b"Tn"),
+    ord("w"): _may(goes_on=b"1"),
+    ord("v"): _may(goes_on=b"2"),
+    ord("x"): _may(plain=b"D", other=b"GHdc", goes_on=b"CIs"),
 }
-"""``q`` and ``r``: a simple Query whose reply is being gathered: one description, rows, one completion."""
-_FOLLOWS = {ord("q"): ord("r"), ord("r"): ord("S")}
+"""``q`` and ``r``: a simple Query whose reply is being gathered: one description, rows, one completion. ``p`` to ``x``:
+the same of a unit of the extended protocol, from its Parse, its Bind or its description on.
+"""
+_FOLLOWS = {ord(one): ord(other) for one, other in ("qr", "rS", "pb", "bt", "tx", "wv", "vx", "xS")}
+_HEADS = {
+    ord("q"): (b"", True),
+    DESCRIBED: (BIND_COMPLETE, True),
+    BARE: (BIND_COMPLETE, False),
+    PARSED_DESCRIBED: (PARSE_COMPLETE + BIND_COMPLETE, True),
+    PARSED_BARE: (PARSE_COMPLETE + BIND_COMPLETE, False),
+}
+"""How the reply to a whole unit begins, and whether a description follows."""
 _STREAMED = frozenset(b"DdV")
-_ENDED_BY_READY = frozenset(b"QFSqr")
+_UNITS = frozenset(b"qrpbtwvx")
+_ENDED_BY_READY = frozenset(b"QFS") | _UNITS
 _DATA_ROW, _READY, _ERROR, _COPY_IN = b"DZEG"
 _EXECUTE, _SYNC, _SUSPENDED, _COMPLETE = b"ESsC"
 _QUERY, _GATHERED = b"Qq"
 _STATUSES = (b"I", b"T", b"E")
+_READYS = tuple(b"Z\0\0\0\5" + each for each in _STATUSES)
+_READY_SIZE = 6
+_DESCRIPTION = ord("T")
+_PARSED = frozenset((PARSED_DESCRIBED, PARSED_BARE))
 _COMMITS = (b"COMMIT", b"PREPARE TRANSACTION", b"CALL", b"DO")
 _SPOILS = frozenset(b"GHdcI")
 _ALWAYS_RELAYED = frozenset(b"SA")
@@ -82,7 +107,7 @@ class Op:
     ``kind`` is its type byte. ``ours``: its reply is not the client's, unless ``relay_error`` and it is an error.
     ``fill`` gathers the reply, ``rows`` the rows of a reply that is ours, of which those behind ``room`` bytes are
     dropped. ``done`` is called with the type byte of the last message of the reply (or of the error) and that message's
-    bytes.
+    bytes; for a unit as a whole also with each message between its parts.
     """
 
     __slots__ = ("copies", "done", "fill", "kind", "ours", "relay_error", "room", "rows")
@@ -178,6 +203,8 @@ class Replies:
 
     def feed(self, data: bytes) -> bytes:
         """Take bytes from the server; returns the bytes that are the client's. Raises ProtocolError."""
+        if len(self.pending) == 1 and self._at_once(data):
+            return data
         out: list[bytes] = []
         pos = 0
         if self._dropped:
@@ -243,6 +270,8 @@ class Replies:
                 if step == _LAST:
                     popped = pending.popleft()
                 elif step == _NEXT:
+                    if head.done is not None:
+                        head.done(kind, message)
                     head.kind = _FOLLOWS[head.kind]
                     steps = _STEPS[head.kind]
                 elif kind == _COPY_IN:
@@ -291,6 +320,40 @@ class Replies:
             self._tail = data[pos:]
         return out[0] if len(out) == 1 else b"".join(out)
 
+    def _at_once(self, data: bytes) -> bool:
+        """Take the whole reply to a unit that is gathered, as it should be; False when it is another, and unchanged."""
+        head = self.pending[0]
+        known = _HEADS.get(head.kind)
+        end = len(data) - _READY_SIZE
+        if known is None or self._tail or self._stream or self._dropped or not data.endswith(_READYS):
+            return False
+        before, described = known
+        if not data.startswith(before):
+            return False
+        pos = len(before)
+        while pos + 5 <= end:
+            kind, length = data[pos], _length(data, pos + 1)[0]
+            if length < 4 or kind != (_DESCRIPTION if described else _DATA_ROW):
+                break
+            described = False
+            pos += 1 + length
+        if described or pos + 5 > end or data[pos] != _COMPLETE or pos + 1 + _length(data, pos + 1)[0] != end:
+            return False
+        if data.startswith(_COMMITS, pos + 5):
+            return False
+        fill = head.fill
+        if fill is not None:
+            fill.whole = True
+            fill.add(data[:end])
+        if head.done is not None:
+            if head.kind in _PARSED:
+                head.done(PARSE_COMPLETE[0], PARSE_COMPLETE)
+            head.done(_READY, data[end:])
+        self.pending.popleft()
+        self.status = data[-1:]
+        self.on_ready(self.status, head.ours)
+        return True
+
     def _common(self, kind: int, message: bytes, head: Op | None) -> Op | None:
         """Notice, parameter, notification or error: what may come at any time. Returns the operation that it ends."""
         for op in self.pending:
@@ -308,7 +371,7 @@ class Replies:
         """An error ends the head; in the extended protocol everything up to the next Sync goes unanswered."""
         self.copying_in = False
         if head.kind in _ENDED_BY_READY:  # ReadyForQuery is still owed
-            if head.kind in b"qr":
+            if head.kind in _UNITS:
                 head.kind = _SYNC
             if head.done is not None:
                 head.done(_ERROR, message)

@@ -32,6 +32,7 @@ from distribcache.proxy.hit import serve
 from distribcache.proxy.node import Database, Node
 from distribcache.proxy.questions import Questions
 from distribcache.proxy.shows import Others
+from distribcache.proxy.single import NOT_HERE, single
 from distribcache.proxy.standing import Standing
 from distribcache.wire.messages import Front, error_response
 
@@ -245,7 +246,9 @@ class Session(Standing):
             else:
                 done = self._large(data[:end], end)
         elif kind in _EXTENDED:
-            done = self._extended(data)
+            done = single(self, data)
+            if done == NOT_HERE:
+                done = self._extended(data)
         elif kind == Front.TERMINATE:
             self.wires.finish()
             return size
