@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from pathlib import Path
 from typing import Any
 
 import asyncpg
@@ -14,6 +15,7 @@ from fix_library import Shop, hit
 from wait import until
 
 from distribcache import DistribCache, QueryFingerprint
+from distribcache.errors import ConfigError
 from distribcache.library.keeper import Keeper
 from distribcache.library.planning import Planning
 
@@ -33,6 +35,22 @@ async def test_a_cut_stream_ends_the_epoch_and_hits_resume(shop: Shop, cache: Di
     assert await hit(cache, pool, NAME, 60) == [("unseen",)]
     shop.outside("UPDATE item SET name = 'item 60' WHERE id = 60")
     await pool.close()
+
+
+def test_a_start_that_fails_leaves_nothing_behind(shop: Shop, tmp_path: Path) -> None:
+    """Its tiers are opened one after the other, and the last one cannot be."""
+
+    def there() -> tuple[list[str], int]:
+        open_files = sum(tmp_path.name in str(link.resolve()) for link in Path("/proc/self/fd").iterdir())
+        return sorted(thread.name for thread in threading.enumerate()), open_files
+
+    before = there()
+    settings = {"l2_path": str(tmp_path / "warm"), "l3_peers": "127.0.0.1:1", "l3_password_file": "/no/such/file"}
+    with pytest.raises(ConfigError):
+        DistribCache(shop.config(**settings), log=lambda _: None).__enter__()
+    assert there() == before
+    used = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'distribcache' AND datname = '{}'"
+    until(lambda: shop.outside(used.format(shop.database.name)) == [(0,)])
 
 
 async def test_who_gives_up_leaves_nothing_behind(shop: Shop, cache: DistribCache) -> None:

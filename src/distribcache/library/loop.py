@@ -12,6 +12,7 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -52,7 +53,7 @@ class OwnLoop(ABC):
 
     @abstractmethod
     async def _close(self) -> None:
-        """Let go of everything."""
+        """Let go of everything, or of as much as there is when ``_open`` has failed."""
 
     # -- life
 
@@ -96,6 +97,8 @@ class OwnLoop(ABC):
         try:
             await self._open()
         except BaseException as error:  # noqa: BLE001 - raised again where it was asked for
+            with contextlib.suppress(Exception):
+                await self._close()  # what was opened before
             ready.set_exception(error)
             return
         self._loop = asyncio.get_running_loop()
