@@ -25,7 +25,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, Self, TypeVar, overload
 
 from distribcache.clock import now_ns
 from distribcache.config.units import parse_duration
@@ -60,7 +60,7 @@ _logger: Final = logging.getLogger("distribcache")
 
 
 def _say(text: str) -> None:
-    _logger.warning("%s", " ".join(text.split()))
+    _logger.warning("distribcache: %s", " ".join(text.split()))
 
 
 class DistribCache:
@@ -251,31 +251,44 @@ class DistribCache:
 
     # -- functions
 
+    @overload
+    def cached(self, function: F) -> F: ...
+
+    @overload
     def cached(
         self, *, ttl: Duration | None = None, tables: Iterable[str] = (), key: Callable[..., Any] | None = None,
         stale: Duration = 0.0, refresh_ahead: Duration = 0.0, negative_ttl: Duration | None = None,
         negative: type[Exception] | Iterable[type[Exception]] = (),
         tags: Callable[..., Iterable[str]] | Iterable[str] = (),
-    ) -> Callable[[F], F]:  # fmt: skip
+    ) -> Callable[[F], F]: ...  # fmt: skip
+
+    def cached(
+        self, function: Any = None, *, ttl: Duration | None = None, tables: Iterable[str] = (),
+        key: Callable[..., Any] | None = None, stale: Duration = 0.0, refresh_ahead: Duration = 0.0,
+        negative_ttl: Duration | None = None, negative: type[Exception] | Iterable[type[Exception]] = (),
+        tags: Callable[..., Iterable[str]] | Iterable[str] = (),
+    ) -> Any:  # fmt: skip
         """Decorate a function, asynchronous or not: its results are kept by its arguments.
 
         ``ttl``: how long (``[ttl] default``). ``tables``: a commit that touches one of them ends it at once. ``stale``:
         so long after the TTL the old value is still given back, while one caller's call makes a new one behind it.
         ``refresh_ahead``: so long before its end. ``negative_ttl``: how long None, and the exceptions ``negative``, are
         kept. ``tags``: names for ``invalidate_tag``, in which ``{argument}`` stands for an argument. ``key``: called
-        with the arguments, what tells one call from another.
+        with the arguments, what tells one call from another. Durations are seconds, or such as "5min".
+
+        The decorated function has ``invalidate(…)``, which drops the value for these arguments, and ``uncached``.
+        Raises ConfigError for terms that cannot be kept; a call raises TypeError for arguments that tell nothing apart,
+        such as ``self``, unless there is a ``key``.
         """
         terms = Terms.of(
             ttl=self.config.settings.ttl.default if ttl is None else ttl, tables=tables, key=key, stale=stale,
             refresh_ahead=refresh_ahead, negative_ttl=negative_ttl, negative=negative, tags=tags,
         )  # fmt: skip
 
-        def decorate(function: F) -> F:
-            wrapped: Any = Memo(self._memos, function, terms).wrap()
-            found: F = wrapped
-            return found
+        def decorate(function: Any) -> Any:
+            return Memo(self._memos, function, terms).wrap()
 
-        return decorate
+        return decorate if function is None else decorate(function)
 
     def invalidate_tag(self, tag: str) -> None:
         """Nothing that bears this tag is served any more."""

@@ -342,7 +342,7 @@ async def test_an_unreachable_cluster_is_no_error(make_tier: MakeTier) -> None:
     assert (stats.peers, stats.healthy_peers, stats.hits, stats.misses, stats.refused) == (1, 0, 0, 1, 1)
     assert stats.failures == {"off": 1}
     assert (stats.reason, stats.refusals) == ("unreachable", {"off": 1})
-    assert stats.detail == "127.0.0.1:1: not reached: ConnectionRefusedError"
+    assert stats.detail == "127.0.0.1:1: not reached: Connection refused"
     assert lines == [f"L3 off: {stats.detail}"]
 
 

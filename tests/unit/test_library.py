@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from wait import until
 
 import distribcache
-from distribcache import DistribCache, DistribCacheConfig, QueryFingerprint
+from distribcache import CacheEntry, DistribCache, DistribCacheConfig, QueryFingerprint
 from distribcache.entry import make_entry
 from distribcache.errors import (
     CacheConnectionError,
@@ -125,6 +125,53 @@ def test_a_wrong_term_is_named(given: dict[str, Any]) -> None:
     with pytest.raises(ConfigError) as raised:
         DistribCache().cached(**given)
     assert raised.value.where == f"cached: {next(iter(given))}" and raised.value.hint
+
+
+def test_what_cannot_be_cached_is_said_where_it_is_decorated() -> None:
+    cache = DistribCache()
+
+    async def rows(number: int) -> Any:
+        yield number
+
+    def numbers() -> Any:
+        yield 1
+
+    for wrong in (rows, numbers, 60):
+        with pytest.raises(ConfigError, match="cached") as raised:
+            cache.cached()(wrong)  # type: ignore[type-var]
+        assert raised.value.hint
+    with pytest.raises(ConfigError, match="60 is no function"):
+        cache.cached(60)  # type: ignore[call-overload]
+    for tag in ("page:{nope}", "page:{}", "page:{0}"):
+        with pytest.raises(ConfigError, match="names no argument") as raised:
+            cache.cached(tags=[tag])(lambda number: number)
+        assert "number" in raised.value.hint
+    cache.cached(tags=["page:{number.real}", "all", "a {{b}}"])(lambda number: number)
+
+
+def test_a_decorator_without_terms() -> None:
+    runs = []
+    with DistribCache() as cache:
+
+        @cache.cached
+        def twice(number: int) -> int:
+            runs.append(number)
+            return 2 * number
+
+        assert twice(4) == 8
+        until(lambda: cache.stats().fills.get("stored"))
+        assert twice(4) == 8 and runs == [4]
+        twice.invalidate(4)  # type: ignore[attr-defined]
+        assert twice(4) == 8 and runs == [4, 4]
+
+
+def test_an_entry_is_bytes_and_lives_for_a_duration() -> None:
+    assert CacheEntry(b"a", ttl="5min").ttl == 300
+    for wrong in ("text", 5, None):
+        with pytest.raises(TypeError, match="are bytes"):
+            CacheEntry(wrong)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="CacheEntry: ttl"):
+        CacheEntry(b"a", ttl="long")
 
 
 def test_lines_for_people_go_to_the_logger(caplog: pytest.LogCaptureFixture) -> None:

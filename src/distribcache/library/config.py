@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from distribcache.config import Settings, load
+from distribcache.config.units import parse_duration
 from distribcache.errors import ConfigError
 
-__all__ = ["DistribCacheConfig"]
+__all__ = ["DistribCacheConfig", "seconds_of"]
 
 _GIVEN = "keyword argument"
 
@@ -65,3 +66,12 @@ def _named(settings: Mapping[str, Any]) -> dict[str, Any]:
                 )
             named[f"{section}.{key}"] = value
     return named
+
+
+def seconds_of(where: str, duration: float | str) -> float:
+    """A duration that was given at ``where``. Raises ConfigError."""
+    try:
+        return parse_duration(duration)
+    except ValueError as error:
+        message, _, remedy = str(error).partition("; ")
+        raise ConfigError(f"{duration!r}: {message}", where=where, hint=remedy) from None

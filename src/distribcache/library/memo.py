@@ -18,13 +18,15 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 from collections.abc import Awaitable, Callable, Sequence
 from itertools import count
+from string import Formatter
 from typing import Any, Final, TypeVar
 
 from distribcache.clock import now_ns
 from distribcache.entry import AT_NS, COST_NS, PAYLOAD, TABLES, Entry, make_entry
-from distribcache.errors import SerializationError
+from distribcache.errors import ConfigError, SerializationError
 from distribcache.library.dependence import Dependence, depend
 from distribcache.library.flights import Flight
 from distribcache.library.keeper import TIMELESS
@@ -50,7 +52,13 @@ _numbers = count(1)
 class Memo:
     """One cached function."""
 
-    def __init__(self, memos: Memos, function: Callable[..., Any], terms: Terms) -> None:
+    def __init__(self, memos: Memos, function: Any, terms: Terms) -> None:
+        """Raises ConfigError for what cannot be cached, and for a tag that names no argument."""
+        hint = "decorate a function that returns its result, or awaits it"
+        if not callable(function):
+            raise ConfigError(f"{function!r} is no function", where="cached", hint=hint)
+        if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
+            raise ConfigError(f"{function.__qualname__} is a generator", where="cached", hint=hint)
         self._memos = memos
         self._keeper = memos.keeper
         self._function = function
@@ -60,7 +68,19 @@ class Memo:
         self.label = f"{function.__module__}.{function.__qualname__}"
         self._formats = any("{" in tag for tag in terms.tags) if isinstance(terms.tags, tuple) else False
         self._signature = inspect.signature(function) if self._formats else None
+        if self._signature is not None:
+            self._check_tags(self._signature)
         self.blocking = not inspect.iscoroutinefunction(function)
+
+    def _check_tags(self, signature: inspect.Signature) -> None:
+        for tag in self._terms.tags if isinstance(self._terms.tags, tuple) else ():
+            for _, field, _, _ in Formatter().parse(tag):
+                name = re.split(r"[.\[]", field or "", maxsplit=1)[0]
+                if field is not None and name not in signature.parameters:
+                    raise ConfigError(
+                        f"{tag!r} names no argument of {self.label}", where="cached: tags",
+                        hint=f"there are {', '.join(signature.parameters) or 'none'}",
+                    )  # fmt: skip
 
     # -- keys
 

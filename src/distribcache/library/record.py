@@ -8,6 +8,7 @@ from typing import Final
 
 from distribcache.clock import now_ns, wall_time
 from distribcache.entry import AT_NS, PAYLOAD, TABLES, Entry
+from distribcache.library.config import seconds_of
 from distribcache.tiers.base import Key
 
 __all__ = ["CacheEntry", "Kept", "payload_of"]
@@ -17,8 +18,9 @@ _FACTS: Final = Struct("<dQ")
 
 
 class CacheEntry:
-    """``data`` are bytes. ``ttl`` in seconds; None leaves it to the class of workload. ``tables`` are what it was made
-    of: with a database followed, a commit that touches one of them ends it; without names it ends by time alone.
+    """``data`` are bytes. ``ttl`` is in seconds, or such as "5min"; None leaves it to the class of workload. ``tables``
+    are what it was made of: with a database followed, a commit that touches one of them ends it; without names it ends
+    by time alone. ``created`` and ``remaining_ttl`` are in seconds, the former since the Unix epoch.
     """
 
     __slots__ = ("access_count", "created", "data", "row_count", "tables", "ttl")
@@ -31,11 +33,14 @@ class CacheEntry:
     access_count: int
 
     def __init__(
-        self, data: bytes, *, ttl: float | None = None, row_count: int = 0, tables: Iterable[str] = (),
+        self, data: bytes, *, ttl: float | str | None = None, row_count: int = 0, tables: Iterable[str] = (),
         created: float | None = None,
     ) -> None:  # fmt: skip
+        """Raises ConfigError for what is no duration, TypeError for data that are not bytes."""
+        if not isinstance(data, bytes | bytearray | memoryview):
+            raise TypeError(f"the data of an entry are bytes, not {type(data).__qualname__}: encode them")
         self.data = bytes(data)
-        self.ttl = ttl
+        self.ttl = None if ttl is None else seconds_of("CacheEntry: ttl", ttl)
         self.row_count = row_count
         self.tables = tuple(tables)
         self.created = wall_time() if created is None else created

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from distribcache.config.units import parse_duration
 from distribcache.errors import ConfigError
+from distribcache.library.config import seconds_of
 from distribcache.library.dependence import qualified
 
 __all__ = ["Terms"]
@@ -40,20 +40,12 @@ class Terms:
                 hint = f"write {name}=[{given!r}]"
                 raise ConfigError("a text where a list is wanted", where=f"cached: {name}", hint=hint)
         return cls(
-            ttl=_seconds("ttl", ttl),
-            stale=_seconds("stale", stale),
-            refresh_ahead=_seconds("refresh_ahead", refresh_ahead),
-            negative_ttl=None if negative_ttl is None else _seconds("negative_ttl", negative_ttl),
+            ttl=seconds_of("cached: ttl", ttl),
+            stale=seconds_of("cached: stale", stale),
+            refresh_ahead=seconds_of("cached: refresh_ahead", refresh_ahead),
+            negative_ttl=None if negative_ttl is None else seconds_of("cached: negative_ttl", negative_ttl),
             failures=(negative,) if isinstance(negative, type) else tuple(negative),
             tables=tuple(".".join(qualified(table)) for table in tables),
             tags=tags if callable(tags) else tuple(tags),
             key=key,
         )
-
-
-def _seconds(name: str, duration: Duration) -> float:
-    try:
-        return parse_duration(duration)
-    except ValueError as error:
-        message, _, remedy = str(error).partition("; ")
-        raise ConfigError(f"{duration!r}: {message}", where=f"cached: {name}", hint=remedy) from None
