@@ -10,6 +10,8 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import socket
 import ssl
 from collections.abc import Callable
@@ -22,6 +24,9 @@ from distribcache.errors import ConfigError, UpstreamError
 from distribcache.wire.startup import SSL_REQUEST
 
 __all__ = ["Peer", "Target", "connect", "read_target"]
+
+_SYSTEM = ("", "system")
+"""Values of ``sslrootcert`` that mean the system's own certificates."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,20 +46,33 @@ class Target:
         """The context for the upstream leg, or None for plaintext. Raises ConfigError for an unreadable root file."""
         if self.sslmode in ("disable", "allow"):
             return None
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.check_hostname = self.sslmode == "verify-full"
-        context.verify_mode = ssl.CERT_REQUIRED if self.sslmode.startswith("verify") else ssl.CERT_NONE
-        if self.sslmode.startswith("verify"):
-            try:
-                if self.sslrootcert in ("", "system"):
-                    context.load_default_certs()
-                else:
-                    context.load_verify_locations(Path(self.sslrootcert).expanduser())
-            except OSError as error:
-                raise ConfigError(
-                    f"cannot read sslrootcert: {error.strerror}", where=self.sslrootcert, hint="name a PEM file"
-                ) from None
-        return context
+        return _context(self.sslmode, self.sslrootcert, self._stamp())
+
+    def _stamp(self) -> tuple[int, int, int] | None:
+        """What changes when the file of root certificates is another one."""
+        with contextlib.suppress(OSError):
+            found = Path(self.sslrootcert).expanduser().stat() if self.sslrootcert not in _SYSTEM else None
+            return None if found is None else (found.st_ino, found.st_size, found.st_mtime_ns)
+        return None
+
+
+@functools.lru_cache(maxsize=4)
+def _context(mode: str, root: str, stamp: tuple[int, int, int] | None) -> ssl.SSLContext:
+    """One for all connections: to read the system's certificates takes longer than a login (70 ms, measured)."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = mode == "verify-full"
+    context.verify_mode = ssl.CERT_REQUIRED if mode.startswith("verify") else ssl.CERT_NONE
+    if mode.startswith("verify"):
+        try:
+            if root in _SYSTEM:
+                context.load_default_certs()
+            else:
+                context.load_verify_locations(Path(root).expanduser())
+        except OSError as error:
+            raise ConfigError(
+                f"cannot read sslrootcert: {error.strerror}", where=root, hint="name a PEM file"
+            ) from None
+    return context
 
 
 def read_target(url: str, timeout: float) -> Target:
@@ -66,9 +84,7 @@ def read_target(url: str, timeout: float) -> Target:
         numbers *= len(hosts)
     mode = parts.get("sslmode") or "prefer"
     database = parts.get("dbname") or parts.get("user") or "postgres"
-    target = Target(
-        tuple(zip(hosts, numbers, strict=True)), database, mode, parts.get("sslrootcert", ""), timeout
-    )
+    target = Target(tuple(zip(hosts, numbers, strict=True)), database, mode, parts.get("sslrootcert", ""), timeout)
     target.tls()
     return target
 
