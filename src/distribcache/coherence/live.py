@@ -349,7 +349,11 @@ class DatabaseCoherence:
 
     def _say(self, state: NotServing) -> None:
         old, self._state = self._state, state
-        if old is None or (state.reason, state.detail) != (old.reason, old.detail):
+        if old is not None and (state.reason, state.detail) == (old.reason, old.detail):
+            return
+        if state.reason == "stopped":  # nothing is wrong
+            self._log(f"{self.name}: no longer followed")
+        else:
             self._log(f"{self.name}: not cached ({state.reason}): {state.detail}; {state.remedy}")
 
     def _lose(self, state: NotServing) -> None:

@@ -74,7 +74,7 @@ class TtlOnly(Unfollowed):
         self.serving = True
         self.reason = ""
         self.detail = "only time ends an entry: answers may be as old as their TTL"
-        self.hint = "set freshness.invalidation to wal"
+        self.hint = "set freshness.invalidation to wal" if name else "set upstream.url: then commits end entries"
         self.server: tuple[object, ...] = ()
         """The server that was looked at: its system identifier and start, and whether it is a standby."""
         self._conninfo = make_conninfo(conninfo, dbname=name)
