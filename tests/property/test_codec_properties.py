@@ -11,14 +11,15 @@ from distribcache.tiers.base import Record
 from distribcache.tiers.codec import Compression, DamagedError, ForeignError, decode, encode
 
 longs = st.integers(0, (1 << 64) - 1)
-times = st.floats(allow_nan=False)
+times = st.floats(-1e13, 1e13)
+ends = st.floats(allow_nan=False)
 payloads = st.one_of(
     st.binary(max_size=600),
     st.builds(lambda part, times: part * times, st.binary(min_size=1, max_size=20), st.integers(0, 300)),
 )
 records = st.builds(
     Record, payload=payloads, fill=longs, analysis=longs, tags=st.lists(st.binary(max_size=40), max_size=6).map(tuple),
-    epoch=st.binary(min_size=16, max_size=16), filled_at=times, expires_at=times, cost_ns=longs, rows=longs,
+    epoch=st.binary(min_size=16, max_size=16), filled_at=times, expires_at=ends, cost_ns=longs, rows=longs,
     tables=st.text(max_size=40), workload=st.text(max_size=10),
 )  # fmt: skip
 digests = st.binary(min_size=16, max_size=16)

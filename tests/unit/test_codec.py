@@ -153,22 +153,37 @@ def test_a_tag_that_lies_about_its_length_is_found() -> None:
         assert verdict(forged(data, HEADER_BYTES, value.to_bytes(2, "little"))) is DamagedError
 
 
+@every_secret
+def test_more_tags_than_any_answer_has_are_refused_both_ways(monkeypatch: pytest.MonkeyPatch, secret: bytes) -> None:
+    """Whoever reads a record looks at each of them, in the event loop."""
+    many = dataclasses.replace(record(), tags=(b"r" + bytes(8),) * 6000)
+    with pytest.raises(CacheError):
+        encode(digest(1), many, secret=secret)
+    monkeypatch.setattr(codec, "_MOST_TAG_BYTES", 1 << 20)
+    data = encode(digest(1), many, secret=secret)
+    assert decode(digest(1), data, secret=secret) == many
+    monkeypatch.undo()
+    assert verdict(data, secret=secret) is DamagedError
+
+
 def test_the_first_length_is_checked_before_the_proof() -> None:
     data = encode(digest(1), record())
     for value in (0, 3, len(data) - 1, len(data) + 1, (1 << 64) - 1):
         assert verdict(forged(data, 8, value.to_bytes(8, "little"))) is DamagedError
 
 
-@pytest.mark.parametrize("value", [float("nan")])
-def test_a_time_that_is_no_number_is_refused_both_ways(value: float) -> None:
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [(0, NAN), (1, NAN), (0, INF), (0, -INF), (0, 1e300), (0, -1e300)]
+)  # fmt: skip
+def test_a_time_that_is_no_time_is_refused_both_ways(field: int, value: float) -> None:
     with pytest.raises(CacheError):
-        encode(digest(1), dataclasses.replace(record(), expires_at=value))
-    with pytest.raises(CacheError):
-        encode(digest(1), dataclasses.replace(record(), filled_at=value))
+        encode(digest(1), dataclasses.replace(record(), **{("filled_at", "expires_at")[field]: value}))
     data = encode(digest(1), record())
-    at = data.index(struct.pack("<d", START))
+    at = data.index(struct.pack("<d", START)) + 8 * field
     assert verdict(forged(data, at, struct.pack("<d", value))) is DamagedError
-    assert verdict(forged(data, at + 8, struct.pack("<d", value))) is DamagedError
 
 
 def test_text_that_is_not_utf8_is_damage() -> None:

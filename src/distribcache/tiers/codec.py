@@ -53,6 +53,9 @@ _PROOF_BYTES: Final = 16
 _BACK_AT: Final = _PROOF_AT + _PROOF_BYTES
 HEADER_BYTES: Final = _BACK_AT + _BACK.size
 _MAX_TAG: Final = 0xFFFF
+_MOST_TAG_BYTES: Final = 1 << 16
+"""Many times what an answer can depend on."""
+_LATEST: Final = 1e14
 _HINT: Final = "nothing to do: it is a miss, and will be filled again"
 
 # Compressors of zstandard must not be used by two threads at once.
@@ -74,6 +77,8 @@ def encode(digest: Digest, record: Record, compression: Compression = "none", se
     tables, workload = record.tables.encode("utf-8", "surrogatepass"), record.workload.encode("utf-8", "surrogatepass")
     try:
         tags = b"".join([len(tag).to_bytes(2, "little") + tag for tag in record.tags])
+        if len(tags) > _MOST_TAG_BYTES:
+            raise OverflowError
         total = HEADER_BYTES + len(tags) + len(tables) + len(workload) + len(packed)
         front = _FRONT.pack(_MAGIC, _VERSION, kind, _MAC if secret else _CHECKSUM, 0, total)
         back = _BACK.pack(
@@ -117,7 +122,7 @@ def decode(digest: Digest, data: bytes | memoryview, *, max_payload: int = 1 << 
     tags_end = HEADER_BYTES + tags_bytes
     tables_end = tags_end + tables_bytes
     workload_end = tables_end + workload_bytes
-    if workload_end + stored != size or _not_times(filled_at, expires_at):
+    if workload_end + stored != size or tags_bytes > _MOST_TAG_BYTES or _not_times(filled_at, expires_at):
         raise DamagedError("the parts of an entry do not add up", where="codec", hint=_HINT)
     tags = _tags(view[HEADER_BYTES:tags_end], count)
     try:
@@ -132,8 +137,10 @@ def decode(digest: Digest, data: bytes | memoryview, *, max_payload: int = 1 << 
 
 
 def _not_times(filled_at: float, expires_at: float) -> bool:
-    """An entry whose time is no number would never expire."""
-    return math.isnan(filled_at) or math.isnan(expires_at)
+    """An entry whose time is no number would never expire; one made beyond all times has an age that nothing can hold.
+    One may live for ever.
+    """
+    return math.isnan(expires_at) or not abs(filled_at) < _LATEST
 
 
 def _proof(digest: Digest, secret: bytes, *parts: bytes | memoryview) -> bytes:
