@@ -27,6 +27,7 @@ from distribcache.proxy import hit, lookup, workers
 from distribcache.proxy.standing import Standing
 from distribcache.sql.effects import Effects
 from distribcache.sql.settings import KEYED
+from distribcache.store import Store
 
 __all__ = ["MUTES"]
 
@@ -137,6 +138,12 @@ impure = _effects(impure=False)
 unseen = _effects(impure=False, opaque=False)
 ddl = _effects(ddl=False, everywhere=False, poll=False)
 
+def turns(put: Set) -> None:
+    """Each worker asks PostgreSQL for itself."""
+    dear = Store.dear
+    put(Store, "dear", lambda self, key, place: dear(self, key, place) and not place.turn)
+
+
 MUTES: dict[str, Callable[[Set], None]] = {
     "late": late,
     "validity": validity,
@@ -151,6 +158,7 @@ MUTES: dict[str, Callable[[Set], None]] = {
     "impure": impure,
     "unseen": unseen,
     "ddl": ddl,
+    "turns": turns,
 }
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ followed it.
 
 Expensive misses. One node of the cluster asks PostgreSQL, the others wait for what it puts into L3 (a *lease*); whoever
 waits takes the result only as any other record, by all rules of the way up. How dear a miss is, is known once it was
-asked; a key that was cheap needs no lease.
+asked; a key that was cheap needs no lease. Workers of one node that has L2 and no L3 do the same over L2, and main says
+whose turn it is (``turns``); what is too small for L2 is placed there if somebody waits for it.
 
 Keys of the tiers below are digests of the server's epoch, of the identity by content, and of the request as L1 knows
 it.
@@ -23,7 +24,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict, deque
 from dataclasses import dataclass, replace
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 from distribcache.clock import CoarseClock, now_ns, wall_time
 from distribcache.coherence.database import Coherence
@@ -42,6 +43,7 @@ from distribcache.entry import (
     Entry,
     make_entry,
 )
+from distribcache.query import WorkloadType
 from distribcache.tiers.base import Key, Record
 from distribcache.tiers.hot import HotCache
 from distribcache.tiers.outcomes import Large
@@ -60,11 +62,21 @@ _PATIENCE_NS: Final = 10_000_000_000
 
 
 class Place(NamedTuple):
-    """Where an answer is kept below L1: its digest, and which of the tiers it belongs to."""
+    """Where an answer is kept below L1: its digest, and which of the tiers it belongs to. ``turn``: no L3, and other
+    workers may want it.
+    """
 
     digest: bytes
     near: bool
     far: bool
+    turn: bool = False
+
+
+class Peers(Protocol):
+    """Other workers of this node."""
+
+    async def take(self, digest: bytes, seconds: float, patience: float) -> bool: ...
+    def give_back(self, digest: bytes) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +106,10 @@ class Store:
         self._cheap: OrderedDict[Key, None] = OrderedDict()
         self._leases: dict[bytes, asyncio.Future[None]] = {}
         self._leased: set[bytes] = set()
+        self.turns: Peers | None = None
+        """Where there are several workers."""
+        self._wanted: set[bytes] = set()
+        """What another worker waits for."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._waiting: deque[_Unsettled] = deque()
         self._waiting_bytes = 0
@@ -110,7 +126,10 @@ class Store:
             return None
         near, far = stack.takes_near(1 << 62, ttl), stack.takes_far(workload)
         epoch = coherence.shared_epoch() if near or far else b""
-        return Place(digest_of(epoch, identity, request), near, far) if epoch else None
+        if not epoch:
+            return None
+        turn = near and stack.far is None and self.turns is not None and workload != WorkloadType.OLTP.value
+        return Place(digest_of(epoch, identity, request), near, far, turn)
 
     # -- down
 
@@ -118,7 +137,7 @@ class Store:
         """Keep an entry in L1, and below it as soon as it is settled. False: it is too large for L1."""
         kept = self.l1.put(key, entry)
         if place:
-            if place.far and entry[COST_NS] < self._lease_cost_ns:
+            if (place.far or place.turn) and entry[COST_NS] < self._lease_cost_ns:
                 self._cheap[key] = None
                 if len(self._cheap) > _WAITING:
                     self._cheap.popitem(last=False)
@@ -179,7 +198,8 @@ class Store:
 
     def _place(self, place: Place, record: Record, coherence: Coherence) -> None:
         """Put a record, which has the server's epoch, where it belongs."""
-        if place.near and self.stack.takes_near(len(record.payload), record.expires_at - record.filled_at):
+        size = 1 << 62 if place.digest in self._wanted else len(record.payload)
+        if place.near and self.stack.takes_near(size, record.expires_at - record.filled_at):
             self.stack.put_near(place.digest, replace(record, epoch=coherence.own_epoch()))
         if place.far:
             self.stack.put_far(place.digest, record)
@@ -240,7 +260,7 @@ class Store:
 
     def dear(self, key: Key, place: Place) -> bool:
         """May this miss be so expensive that one node should ask for all?"""
-        return place.far and self.patience_s > 0 and key not in self._cheap
+        return (place.far or place.turn) and self.patience_s > 0 and key not in self._cheap
 
     async def lead(self, key: Key, place: Place, coherence: Coherence, seconds: float) -> Entry | None:
         """The answer, from the node that asked; None: this node may ask PostgreSQL, or ``seconds`` are over.
@@ -263,13 +283,12 @@ class Store:
             mine.set_result(None)
 
     async def _lease(self, key: Key, place: Place, coherence: Coherence, until: int) -> Entry | None:
-        far = self.stack.far
         pause = _POLL_S
-        while far is not None:
-            if await far.lease(place.digest, self.patience_s):
+        while place.far or place.turn:
+            if await self._claim(place, until):
                 self._leased.add(place.digest)
                 # Between the last look and the lease, its former owner may have put the answer there.
-                entry = await self.rise_far(key, place, coherence)
+                entry = await self._rise_shared(key, place, coherence)
                 if entry is not None:
                     self.landed(place)
                 return entry
@@ -278,10 +297,29 @@ class Store:
             # What happens on another machine sends no event here.
             await asyncio.sleep(pause)
             pause = min(1.5 * pause, _POLL_MOST_S)
-            entry = await self.rise_far(key, place, coherence)
+            entry = await self._rise_shared(key, place, coherence)
             if entry is not None:
                 return entry
         return None
+
+    async def _claim(self, place: Place, until: int) -> bool:
+        """May this process ask? Without anybody to ask about that it may."""
+        if place.far:
+            return self.stack.far is None or await self.stack.far.lease(place.digest, self.patience_s)
+        patience = max(0.0, (until - now_ns()) / 1e9)
+        return self.turns is None or await self.turns.take(place.digest, self.patience_s, patience)
+
+    async def _rise_shared(self, key: Key, place: Place, coherence: Coherence) -> Entry | None:
+        """From the tier that is shared with whoever asked."""
+        if place.far:
+            return await self.rise_far(key, place, coherence)
+        found = self.rise_near(key, place, coherence)
+        return await self.rise_far(key, place, coherence, large=True) if isinstance(found, Large) else found
+
+    def wanted(self, digest: bytes) -> None:
+        """Another worker waits for what this one asks."""
+        if len(self._wanted) < _WAITING:
+            self._wanted.add(digest)
 
     def landed(self, place: Place) -> None:
         """The miss that a lease was for has ended: the others may have its answer, or ask themselves."""
@@ -293,11 +331,19 @@ class Store:
 
     async def _unlease(self, place: Place) -> None:
         """Give the answer down as soon as it can be proved to be durable, then the lease back."""
-        far = self.stack.far
-        mine = [one for one in self._waiting if one.place.digest == place.digest]
+        near, far = self.stack.near, self.stack.far
+        wanted = place.far or place.digest in self._wanted
+        mine = [one for one in self._waiting if one.place.digest == place.digest] if wanted else []
         if mine:
             await mine[-1].coherence.wait_fresh(now_ns(), _PROOF_S)
             self.settle()
-        if far is not None:
+        if place.far and far is not None:
             await far.flush(_PROOF_S)
             await far.unlease(place.digest)
+        elif self.turns is not None:
+            try:
+                if mine and near is not None:
+                    await asyncio.to_thread(near.flush, _PROOF_S)
+            finally:
+                self._wanted.discard(place.digest)
+                self.turns.give_back(place.digest)

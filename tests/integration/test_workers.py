@@ -82,10 +82,13 @@ def until_hit(connection: Connection, text: str) -> None:
     until(lambda: hit() and hit(), lambda: f"never a hit: {last(connection)}")
 
 
-def muted_proxy(make_proxy: MakeProxy, monkeypatch: pytest.MonkeyPatch, url: str, mutes: str) -> ProxyProcess:
+def muted_proxy(
+    make_proxy: MakeProxy, monkeypatch: pytest.MonkeyPatch, url: str, mutes: str, more: dict[str, str] | None = None
+) -> ProxyProcess:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]), prepend=":")
     monkeypatch.setenv("MUTED", mutes)
-    return make_proxy(url, {"listen.workers": "2", "freshness.max_staleness": "10s"}, module="muted_crew")
+    settings = {"listen.workers": "2", "freshness.max_staleness": "10s", **(more or {})}
+    return make_proxy(url, settings, module="muted_crew")
 
 
 # -- writes
@@ -356,3 +359,50 @@ def test_a_cancel_reaches_who_waits_for_another_in_any_worker(pair: Pair, shop: 
             assert failures == ["canceled"]
             leader.cancel_safe(timeout=5)
             leading.join(20)
+
+
+@kept_and_muted
+def test_an_expensive_miss_is_asked_once_for_all_workers(
+    shop: Database, make_proxy: MakeProxy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, muted: bool
+) -> None:
+    """They share an L2 and no L3; the answer is too small to be kept there for anybody who does not wait. Muted: each
+    asks for itself.
+    """
+    settings = {**PATIENT, "l2.path": str(tmp_path / "l2"), "ttl.olap": "10min", "cache.single_flight_wait": "60s"}
+    text = "SELECT sum(value) FROM item WHERE id <> {}"
+    if muted:
+        proxy = muted_proxy(make_proxy, monkeypatch, shop.url(), "turns", settings)
+    else:
+        proxy = make_proxy(shop.url(), settings)
+    blocked = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'SELECT sum(value)%' AND wait_event_type = 'Lock'"
+
+    def round_of(number: int, clients: tuple[Connection, ...]) -> bool:
+        """Was the second answered by what the first one asked?"""
+        threads = [
+            threading.Thread(target=lambda client=client: client.execute(text.format(-number)).fetchall())
+            for client in clients
+        ]  # fmt: skip
+        with shop.connect() as outside:
+            outside.execute("BEGIN")
+            outside.execute("LOCK TABLE item IN ACCESS EXCLUSIVE MODE")
+            threads[0].start()
+            until(lambda: outside.execute(blocked).fetchall() == [(1,)], "the first never asked")
+            threads[1].start()
+            if muted:
+                until(lambda: outside.execute(blocked).fetchall() == [(2,)], "the second never asked")
+            else:
+                time.sleep(0.2 * 2**number)  # that it waits, and where, nobody else can see
+                assert outside.execute(blocked).fetchall() == [(1,)]
+            outside.execute("ROLLBACK")
+        for thread in threads:
+            thread.join(20)
+        told = [last(client) for client in clients]
+        assert told[0]["status"] == "miss"
+        return (told[1]["status"], told[1]["tier"]) == ("hit", "L2")
+
+    with a_client_of_each(proxy) as clients:
+        for client in clients:
+            client.execute("SET distribcache.workload = 'olap'")
+            until_hit(client, text.format(0))
+        rounds = [round_of(number, clients) for number in range(1, 4)]
+        assert any(rounds) is not muted

@@ -67,7 +67,7 @@ class Worker:
 
         self.databases = Mirrors(place, self._files, log)
         self.node = Node(settings, self.databases, log)
-        self.peers = self.node.peers = Peers(self.channel, self.node, message["index"])
+        self.peers = self.node.peers = self.node.store.turns = Peers(self.channel, self.node, message["index"])
         target = read_target(url, settings.upstream.connect_timeout)
         self.listener = Listener(self.node, target, log, self._sockets)
         self.begun.set()

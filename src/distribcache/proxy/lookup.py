@@ -200,7 +200,8 @@ def start_fill(
         return WAIT
     place = place_of(s, key, analysis)
     if alone and place is not None and key not in flights and s.node.store.dear(key, place) and "lease" not in s.tried:
-        s.wait("lease", _risen(s, "L3", s.node.store.lead(key, place, s.coherence, _patience(s, scope))))
+        tier = "L3" if place.far else "L2"
+        s.wait("lease", _risen(s, tier, s.node.store.lead(key, place, s.coherence, _patience(s, scope))))
         return WAIT
     slots = slots_of(s.coherence, analysis, sql, bound)
     point = s.coherence.fill_point()

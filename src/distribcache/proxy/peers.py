@@ -1,4 +1,5 @@
-"""A worker's way to the others, over main: what they have counted, and whom a cancel request is for.
+"""A worker's way to the others, over main: what they have counted, whom a cancel request is for, and whose turn it is
+to ask for an expensive miss (``turns``).
 
 Whoever asks waits a bounded time and then goes on with what is known: a worker that hangs holds nobody up.
 """
@@ -15,6 +16,7 @@ from distribcache.proxy.answer import Table
 from distribcache.proxy.figures import figures_of
 from distribcache.proxy.node import Node
 from distribcache.proxy.shows import Others, part_of
+from distribcache.tiers.base import Digest
 
 __all__ = ["Peers"]
 
@@ -74,6 +76,19 @@ class Peers:
         answer = await self._ask({"kind": "cancel", "pid": pid, "secret": secret.hex()}, _CANCEL_PATIENCE_S)
         return bool(answer.get("silent"))
 
+    async def take(self, digest: Digest, seconds: float, patience: float) -> bool:
+        """Is it this worker's turn to ask PostgreSQL, for so many seconds? False: another's has just ended."""
+        try:
+            answer = await self._ask({"kind": "turn", "digest": digest.hex(), "seconds": seconds}, patience)
+        except asyncio.CancelledError:
+            self.give_back(digest)  # it may be on its way
+            raise
+        return bool(answer.get("mine", True))
+
+    def give_back(self, digest: Digest) -> None:
+        """The turn is over."""
+        self._channel.send({"kind": "turn_over", "digest": digest.hex()})
+
     def hear(self, message: dict[str, Any]) -> None:
         """What main says; what is not for us is ignored."""
         kind = message["kind"]
@@ -83,6 +98,8 @@ class Peers:
                 answer.set_result(message)
         elif kind == "asked":
             self._channel.send({"kind": "said", "id": message["id"], **self._say(message)})
+        elif kind == "wanted":
+            self._node.store.wanted(bytes.fromhex(message["digest"]))
         elif kind == "audit":
             audits, node = self._node.audits, self._node
             if message["seconds"]:

@@ -27,6 +27,7 @@ from distribcache.coherence.live import DatabaseCoherence
 from distribcache.coherence.sharing import Peer, SharedDatabases
 from distribcache.config import Settings
 from distribcache.proxy.figures import Figures, figures_as_table, join, left_behind
+from distribcache.proxy.turns import Turns
 
 __all__ = ["COMMAND", "Workers"]
 
@@ -34,6 +35,8 @@ COMMAND: Final = [sys.executable, "-P", "-m", "distribcache", "worker"]
 """With the numbers of descriptors behind it: messages, files, listening sockets. Nothing is imported from the directory
 that we happen to be in."""
 
+_OWN: Final = frozenset({"ready", "figures", "said", "show", "cancel", "turn", "turn_over"})
+"""Messages that are not for databases."""
 _STEADY_NS: Final = 10_000_000_000
 _PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0
 _PATIENCE_S: Final = 1.0
@@ -62,6 +65,7 @@ class Workers:
         self.settings = settings
         self.databases = databases
         self.running: dict[int, _Worker] = {}
+        self.turns = Turns(self._tell)
         self._sockets = sockets
         self._log = log
         self._gone = Figures()
@@ -163,6 +167,8 @@ class Workers:
     def _lost(self, worker: _Worker) -> None:
         """Its channel has ended: so must the process."""
         worker.lost.set()
+        if self.running.get(worker.peer.index) is worker:
+            self.turns.gone(worker.peer.index)
         if worker.peer.hangs:  # what it held is let go when it has ended, and its connections with it
             self._kill(worker)
             return
@@ -191,8 +197,10 @@ class Workers:
 
     def _hear(self, worker: _Worker, message: Message) -> None:
         kind = message["kind"] if isinstance(message, dict) else ""
-        if not isinstance(message, dict) or kind not in ("ready", "figures", "said", "show", "cancel"):
+        if not isinstance(message, dict) or kind not in _OWN:
             self.databases.hear(worker.peer, message)
+        elif kind in ("turn", "turn_over"):
+            self.turns.hear(worker.peer.index, message)
         elif kind == "ready":
             worker.ready = True
             if sum(each.ready for each in self.running.values()) == self.count:
@@ -205,6 +213,11 @@ class Workers:
             self._spawn(self._show(worker, message))
         elif kind == "cancel":
             self._spawn(self._cancel(worker, message))
+
+    def _tell(self, index: int, message: dict[str, Any]) -> None:
+        worker = self.running.get(index)
+        if worker is not None:
+            worker.peer.channel.send(message)
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.ensure_future(work)
