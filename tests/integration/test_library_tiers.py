@@ -53,6 +53,37 @@ async def test_rows_come_up_from_l2(shop: Shop, tmp_path: Path) -> None:
         assert cache.last.status == "miss"
 
 
+@pytest.mark.parametrize("meanwhile", ["nothing", "a grant"])
+async def test_where_only_time_ends_rows_they_outlive_the_process(
+    shop: Shop, tmp_path: Path, meanwhile: str
+) -> None:
+    """Unless the catalogue is another one by then."""
+    settings: dict[str, Any] = {"freshness_invalidation": "ttl", "l2_path": str(tmp_path / "warm"), **L2}
+    async with asyncpg.create_pool(shop.url, min_size=1) as pool:
+        async with shop.cache(**settings) as cache:
+            await _looked(cache, pool)
+            rows = await hit(cache, pool, WIDE)
+            await sunk(cache)
+            assert await cache.fetch(pool, WIDE) == rows
+            assert (cache.last.status, cache.last.tier) == ("hit", "L2")
+        if meanwhile == "a grant":
+            shop.outside("GRANT SELECT ON item TO public")
+        async with shop.cache(**settings) as cache:
+            await _looked(cache, pool)
+            assert await cache.fetch(pool, WIDE) == rows
+            assert (cache.last.tier == "L2") is (meanwhile == "nothing")
+
+
+async def _looked(cache: DistribCache, pool: asyncpg.Pool) -> None:
+    """The catalogue was looked at for the first time."""
+    for number in range(400):
+        if cache._keeper.coherence.shared_epoch():
+            return
+        await cache.fetch(pool, "SELECT name FROM item WHERE id = $1", number)
+        await asyncio.sleep(0.02)
+    raise AssertionError("never looked")
+
+
 async def test_what_was_invalidated_by_hand_does_not_come_up(shop: Shop, tmp_path: Path) -> None:
     async with (
         shop.cache(l2_path=str(tmp_path / "warm"), **L2) as cache,
