@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -274,3 +275,42 @@ def test_settings_with_a_password_are_nowhere_to_be_read(shop: Database, make_pr
     for pid in workers_of(proxy):
         for name in ("cmdline", "environ"):
             assert b"dull-secret" not in Path(f"/proc/{pid}/{name}").read_bytes()
+
+
+def test_nobody_waits_for_a_worker_that_died_in_its_turn(
+    shop: Database, make_proxy: MakeProxy, tmp_path: Path
+) -> None:
+    """It was asking for an expensive miss, for both of them. The other one asks as soon as it is gone."""
+    settings = {**SETTINGS, "l2.path": str(tmp_path / "l2"), "ttl.olap": "10min", "cache.single_flight_wait": "10min"}
+    pair = Pair(make_proxy(shop.url(), settings))
+    text = "SELECT sum(value) FROM item WHERE id <> {}"
+    for client in (pair.first, pair.second):
+        client.execute("SET distribcache.workload = 'olap'")
+        client.execute(text.format(0))
+
+    def ask(client: Connection) -> None:
+        with suppress(psycopg.OperationalError):
+            client.execute(text.format(1))
+
+    def asks(client: Connection) -> bool:
+        rows = outside.execute(
+            "SELECT 1 FROM pg_stat_activity WHERE pid = %s AND wait_event_type = 'Lock'", [client.info.backend_pid]
+        )
+        return rows.fetchone() is not None
+
+    threads = [threading.Thread(target=ask, args=(client,)) for client in (pair.first, pair.second)]
+    with shop.connect() as outside:
+        outside.execute("BEGIN")
+        outside.execute("LOCK TABLE item IN ACCESS EXCLUSIVE MODE")
+        threads[0].start()
+        until(lambda: asks(pair.first), "the first never asked")
+        threads[1].start()
+        time.sleep(1)  # that it waits for the first one, nobody else can see
+        assert not asks(pair.second)
+        os.kill(pair.one, signal.SIGKILL)
+        until(lambda: asks(pair.second), "it waits for a worker that is gone")
+        outside.execute("ROLLBACK")
+    for thread in threads:
+        thread.join(20)
+        assert not thread.is_alive()
+    pair.close()
