@@ -183,7 +183,7 @@ def test_without_its_handler_the_trigger_would_break_ddl(
     database.execute(f"DROP ROLE broken_{database.name}")
 
 
-def test_role_without_event_trigger_rights(cli: Cli, database: Database) -> None:
+def test_role_without_event_trigger_rights(cli: Cli, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     role = f"owner_{database.name}"
     database.execute(f"CREATE ROLE {role} LOGIN", f"GRANT CREATE ON DATABASE {database.name} TO {role}")
     result = cli("setup", "--upstream", database.url(user=role), "--json")
@@ -193,6 +193,11 @@ def test_role_without_event_trigger_rights(cli: Cli, database: Database) -> None
     assert "polls" in result.json["deeds"][0]["why"]
     assert "superuser" in result.json["deeds"][0]["fix"]
     assert database.execute(OBJECTS) == [], "all or nothing"
+    with monkeypatch.context() as patch:
+        patch.setenv("DISTRIBCACHE_FRESHNESS_PLUGIN", "pgoutput")
+        needed = cli("setup", "--upstream", database.url(user=role), "--json")
+    assert (needed.status, needed.json["ok"]) == (1, False), "without it nothing is cached"
+    assert "nothing is cached" in needed.json["deeds"][0]["why"]
 
     cli("setup", "--upstream", database.url())
     refused = cli("teardown", "--upstream", database.url(user=role), "--json")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from distribcache import DistribCache, DistribCacheConfig
-from distribcache.coherence.address import read_url, remedy
+from distribcache.coherence.address import plainly, read_url, remedy
 from distribcache.coherence.reasons import from_connect_error
 from distribcache.errors import ConfigError
 from distribcache.proxy.upstream import read_target
@@ -72,3 +72,9 @@ def test_what_to_look_at_first(words: str, reason: str, hint: str) -> None:
     state = from_connect_error(RuntimeError(words), was_up=False)
     assert state.reason == reason and hint in state.remedy
     assert remedy("something new") == ""
+
+
+def test_what_libpq_asks_back_is_left_out() -> None:
+    words = 'connection to server at "h", port 1 failed: Connection refused\n\tIs the server running on that host and '
+    error = RuntimeError(f"connection failed: {words}accepting TCP/IP connections?\nmore")
+    assert plainly(error) == 'connection to server at "h", port 1 failed: Connection refused more'

@@ -13,9 +13,9 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from distribcache.cli.admin import Admin, fetch
 from distribcache.cli.link import Config, Json
 from distribcache.cli.report import print_json
-from distribcache.cli.status import fetch
 from distribcache.coherence.auditor import upper_bound
 from distribcache.config import load
 from distribcache.config.units import parse_duration
@@ -37,7 +37,7 @@ def audit(
     least: Annotated[
         int, typer.Option("--least", metavar="N", min=0, help="With fewer audits than this, the exit status is 1.")
     ] = 0,
-    admin: Annotated[str | None, typer.Option("--admin", metavar="HOST:PORT", help="The node's admin address.")] = None,
+    admin: Admin = None,
     config: Config = None,
     as_json: Json = False,
 ) -> None:
@@ -50,7 +50,8 @@ def audit(
     try:
         cost = parse_duration(max_cost)
     except ValueError as error:
-        raise ConfigError(f"{max_cost!r}: {error}", where="--max-cost") from None
+        message, _, remedy = str(error).partition("; ")
+        raise ConfigError(f"{max_cost!r}: {message}", where="--max-cost", hint=remedy) from None
     facts = summary(_run(address, seconds, cost))
     if as_json:
         print_json(facts)

@@ -14,7 +14,7 @@ import typer
 from psycopg.conninfo import make_conninfo
 from psycopg.rows import DictRow, dict_row
 
-from distribcache.coherence.address import read_url, remedy
+from distribcache.coherence.address import plainly, read_url, remedy
 from distribcache.config import Settings, load, mask
 from distribcache.errors import ConfigError, UpstreamError
 
@@ -65,6 +65,6 @@ def connect(settings: Settings, dbname: str | None = None, **more: str) -> Conne
 
 def unreachable(url: str, error: Exception) -> UpstreamError:
     """What to say about a connection that failed."""
-    words = " ".join(str(error).split()).removeprefix("connection failed: ")
+    words = plainly(error)
     hint = remedy(words) or "check upstream.url and the server's log"
     return UpstreamError(f"cannot connect: {mask(words)}", where=mask(url), hint=hint)

@@ -6,6 +6,7 @@ would say it every time. libpq's own words are kept, because people search for t
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 from psycopg import ProgrammingError
@@ -14,8 +15,9 @@ from psycopg.conninfo import conninfo_to_dict
 from distribcache.config import mask
 from distribcache.errors import ConfigError
 
-__all__ = ["read_url", "remedy"]
+__all__ = ["plainly", "read_url", "remedy"]
 
+_ASKED_BACK: Final = re.compile(r" Is the server running (locally|on that host) and accepting [^?]*\?")
 _WHERE: Final = "upstream.url"
 _MODES: Final = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 
@@ -62,6 +64,11 @@ def read_url(url: str) -> dict[str, str]:
     if mode not in _MODES:
         raise ConfigError(f"sslmode {mode!r} is unknown", where=_WHERE, hint=f"it is one of {', '.join(_MODES)}")
     return parts
+
+
+def plainly(error: BaseException) -> str:
+    """libpq's and the server's words in one line, without what libpq asks back."""
+    return _ASKED_BACK.sub("", " ".join(str(error).split()).removeprefix("connection failed: "))
 
 
 def remedy(words: str) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import psycopg
 
-from distribcache.coherence.address import remedy
+from distribcache.coherence.address import plainly, remedy
 
 __all__ = ["REASONS", "NotServing", "from_connect_error"]
 
@@ -117,7 +117,7 @@ class NotServing(Exception):  # noqa: N818 - a state, not a fault
 
 def from_connect_error(error: Exception, *, was_up: bool, role: str = "CURRENT_ROLE") -> NotServing:
     """Translate a failure to connect. libpq gives the server's words without their SQLSTATE, in its own language."""
-    text = " ".join(str(error).split())[:300]
+    text = plainly(error)[:300]
     low = text.lower()
     if "max_wal_senders" in low:
         return NotServing("no_free_slot", text)

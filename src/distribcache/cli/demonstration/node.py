@@ -10,8 +10,8 @@ import subprocess
 from types import TracebackType
 from typing import Any, Self
 
+from distribcache.cli.admin import fetch
 from distribcache.cli.demonstration.children import Child
-from distribcache.cli.status import fetch
 from distribcache.clock import now_ns
 from distribcache.errors import ConfigError, UpstreamError
 
