@@ -13,7 +13,9 @@ import psycopg
 import pytest
 from fix_library import Shop, hit, hit_sync
 
-from distribcache import DistribCache
+from distribcache import DistribCache, DistribCacheConfig
+from distribcache.catalog.resolve import resolve
+from distribcache.library import examine
 from distribcache.library.drivers import with_asyncpg, with_psycopg
 
 SLOW = "SELECT count(*) FROM item a, item b, item c WHERE a.id + b.id > c.id"
@@ -103,3 +105,50 @@ def test_a_connection_that_is_not_in_autocommit_mode_stays_idle(shop: Shop, cach
         assert connection.info.transaction_status.name == "INTRANS"
         cache.fetch_sync(connection, COUNT)
         assert cache.last.reason == "transaction"
+
+
+async def test_a_write_beside_a_look_at_the_catalogue_waits_for_its_end(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without ``upstream.url`` the catalogue is asked on this very connection, read-only and with a path of its own."""
+    connection = await shop.psycopg(autocommit=False)
+    beside: list[asyncio.Task[Any]] = []
+
+    async def slowly(ask: Any, *names: Any) -> Any:
+        beside.append(asyncio.create_task(connection.execute(INSERT)))
+        await asyncio.sleep(0.02)
+        return await resolve(ask, *names)
+
+    monkeypatch.setattr(examine, "resolve", slowly)
+    async with DistribCache(DistribCacheConfig(), log=lambda _: None) as cache:
+        assert await cache.fetch(connection, COUNT) in ([(100,)], [(101,)])
+        await beside[0]
+        await connection.rollback()
+        assert shop.outside(COUNT) == [(100,)]
+        monkeypatch.undo()
+        assert await hit(cache, connection, COUNT) == [(100,)]
+    await connection.close()
+
+
+def test_a_write_beside_a_look_of_another_thread_waits_too(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    failures: list[BaseException] = []
+
+    def write() -> None:
+        try:
+            connection.execute(INSERT)
+        except psycopg.Error as error:
+            failures.append(error)
+
+    async def slowly(ask: Any, *names: Any) -> Any:
+        writing.start()
+        writing.join(0.05)
+        return await resolve(ask, *names)
+
+    monkeypatch.setattr(examine, "resolve", slowly)
+    writing = threading.Thread(target=write)
+    without = DistribCache(DistribCacheConfig(), log=lambda _: None)
+    with without as cache, psycopg.connect(shop.conninfo()) as connection:
+        cache.fetch_sync(connection, COUNT)
+        writing.join()
+        connection.rollback()
+        assert not failures and shop.outside(COUNT) == [(100,)]

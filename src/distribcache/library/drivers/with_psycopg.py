@@ -38,6 +38,8 @@ from distribcache.library.drivers.base import CALM, Question, Result, Session, a
 __all__ = ["maker"]
 
 _PLAIN_POOL: Final = "psycopg pool"
+_BEGIN: Final = f"BEGIN READ ONLY; {CALM}"
+_END: Final = "ROLLBACK"
 _PLACEHOLDER: Final = re.compile(r"%(?:(?P<percent>%)|\((?P<name>[^)]+)\)[sbt]|(?P<next>[sbt])|.?)", re.DOTALL)
 
 
@@ -193,6 +195,10 @@ class _Alone:
             connection._autocommit = mode
 
 
+class _BusyError(Exception):
+    """Somebody else's transaction has begun meanwhile."""
+
+
 class _AsyncAlone(_Alone, AsyncRawCursor[Any]):
     pass
 
@@ -263,13 +269,23 @@ class AsyncSession(_Session):
             text = as_sent(sql)
             if text is None:
                 return []
-            async with AsyncRawCursor(self._connection, row_factory=tuple_row) as cursor:
-                return await (await cursor.execute(text.encode(), tuple(params) or None)).fetchall()
+            cursor = await send(AsyncRawCursor(connection, row_factory=tuple_row), text, params)
+            rows: list[tuple[Any, ...]] = await cursor.fetchall()
+            return rows
 
-        async with self._connection.transaction():
-            async with AsyncRawCursor(self._connection) as cursor:
-                await cursor.execute(b"SET TRANSACTION READ ONLY; " + CALM.encode())
-            return await work(ask)
+        async def send(cursor: Any, text: str, params: Sequence[object] = ()) -> Any:
+            await connection.wait(cursor._execute_gen(text.encode(), tuple(params) or None))
+            return cursor
+
+        connection = self._connection
+        async with connection.lock:  # nobody else's statement may be part of it
+            if self.why_not():
+                raise _BusyError
+            await send(_AsyncAlone(connection), _BEGIN)
+            try:
+                return await work(ask)
+            finally:
+                await send(AsyncRawCursor(connection), _END)
 
 
 class BlockingSession(_Session):
@@ -319,13 +335,22 @@ class BlockingSession(_Session):
             text = as_sent(sql)
             if text is None:
                 return []
-            with RawCursor(self._connection, row_factory=tuple_row) as cursor:
-                return cursor.execute(text.encode(), tuple(params) or None).fetchall()
+            rows: list[tuple[Any, ...]] = send(RawCursor(connection, row_factory=tuple_row), text, params).fetchall()
+            return rows
 
-        with self._connection.transaction():
-            with RawCursor(self._connection) as cursor:
-                cursor.execute(b"SET TRANSACTION READ ONLY; " + CALM.encode())
-            return _driven(work(ask))
+        def send(cursor: Any, text: str, params: Sequence[object] = ()) -> Any:
+            connection.wait(cursor._execute_gen(text.encode(), tuple(params) or None))
+            return cursor
+
+        connection = self._connection
+        with connection.lock:
+            if self.why_not():
+                raise _BusyError
+            send(_BlockingAlone(connection), _BEGIN)
+            try:
+                return _driven(work(ask))
+            finally:
+                send(RawCursor(connection), _END)
 
 
 def _driven(work: Coroutine[Any, Any, Any]) -> Any:
