@@ -167,6 +167,30 @@ def test_what_is_prepared_before_hits_are_served_finds_l2(
 
 
 @kept_and_muted
+def test_what_is_prepared_while_the_stream_is_gone_is_shared_again(
+    make_node: MakeNode, stock: Database, gate: Gate, monkeypatch: pytest.MonkeyPatch, muted: bool
+) -> None:
+    """In memory: what one client asks the others need not. Muted: each has a statement of its own for ever."""
+    if muted:
+        monkeypatch.setattr(Session, "learn_early", lambda _: False)
+    node = make_node()
+    gate.open.clear()
+    stock.execute("SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE active")
+    with node.connect() as ours, node.connect() as others:
+        until(lambda: read(ours, 1) == 1 and last(ours)["reason"] == "reader_lost", "nobody noticed")
+        text = READ + " AND value < 9"
+        for connection in (ours, others):
+            connection.execute(text, (1,), prepare=True)
+        serve(node, gate)
+        for _ in range(2):
+            ours.execute(text, (1,), prepare=True)
+            others.execute(text, (1,), prepare=True)
+        until(lambda: ours.execute(text, (2,), prepare=True) and last(ours)["status"] == "hit")
+        others.execute(text, (2,), prepare=True)
+        assert (last(others)["status"] == "hit") is not muted
+
+
+@kept_and_muted
 def test_what_was_learned_early_ends_with_whatever_may_change_the_session(
     make_node: MakeNode, gate: Gate, monkeypatch: pytest.MonkeyPatch, muted: bool
 ) -> None:

@@ -45,7 +45,10 @@ _INBOX = 1 << 20
 """Client bytes that may wait before the client's socket is no longer read. A Query or a Bind may be as long and
 still be held: what a bulk INSERT does should be known."""
 _LONG_BIND = 4096
-_SOON = frozenset({"starting", "catching_up", "catalogue_alarm", "reader_lost"})
+_SOON = frozenset({
+    "starting", "catching_up", "catalogue_alarm", "reader_lost", "upstream_down", "unreachable", "wal_lag",
+    "log_went_back", "publication_changed",
+})  # fmt: skip
 """Reasons not to serve that pass by themselves."""
 _EXTENDED = frozenset(b"PBDECSH")
 _COPY = frozenset(b"dcf")
