@@ -199,7 +199,14 @@ class InnerProxy:
         return psycopg.connect(self.conninfo(user), autocommit=autocommit, **more)
 
     def settled(self) -> bool:
-        """Hits are served and the second look after the last change of the catalogue is over."""
+        """Hits are served, the second look after the last change of the catalogue is over, and what code there is in it
+        is known: until then a write may be an alarm.
+        """
+        for known in list(self.proxy.node._known.values()):
+            followed_now = isinstance(known.coherence, DatabaseCoherence) and known.coherence.serving
+            if followed_now and not known.analyst.definers.known:
+                self._loop.call_soon_threadsafe(known.analyst.definers.learn)
+                return False
         followed = [each for each in self.proxy.databases if isinstance(each, DatabaseCoherence)]
         return any(each.serving and not each.coverage.settle_at for each in followed)
 

@@ -22,6 +22,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from distribcache.catalog.definers import Definers
 from distribcache.catalog.resolve import Ask, Resolution, resolve
 from distribcache.catalog.rows import RowTag, row_tags
 from distribcache.catalog.writes import Writes
@@ -104,6 +105,7 @@ class Analyst:
         published: Callable[[], bool] = lambda: False,
     ) -> None:
         self.writes = Writes(ask, visible, schema_lsn)
+        self.definers = Definers(ask, visible, schema_lsn)
         self._ask = ask
         self._slot_of = slot_of
         self._visible = visible
@@ -173,6 +175,7 @@ class Analyst:
         self._last = self._long = None
         self._text_bytes = 0
         self.writes.forget()
+        self.definers.forget()
 
     # -- names --------------------------------------------------------------------------------------------------------
 
@@ -206,6 +209,7 @@ class Analyst:
     async def _learn(self, key: tuple[Schemas, Names]) -> _Known:
         # Rule 1: before the first question.
         lsn = self._visible()
+        self.definers.learn()  # whoever reads will write
         resolution = await resolve(self._ask, key[0], key[1], published=self._published())
         known = _Known(resolution, lsn)
         self._names[key] = known

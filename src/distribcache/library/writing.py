@@ -26,7 +26,7 @@ async def _conclude(keeper: Keeper, text: bytes) -> None:
     await keeper.analyst.read_long(text)
     parsed = keeper.analyst.parsed(text)
     effect = UNKNOWN if parsed.error else effects(text, parsed, pure=False)
-    if effect.ddl or effect.everywhere:
+    if effect.ddl or effect.everywhere or keeper.analyst.definers.may(text, parsed, effect):
         keeper.coherence.catalogue_alarm("ddl")
     elif effect.poll:
         keeper.coherence.schedule_poll()

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from distribcache.catalog.facts import BUILTIN
@@ -222,7 +223,10 @@ class Standing:
 
     def effects_of(self, sql: bytes, parsed: Parsed, *, pure: bool, oids: tuple[int, ...] = ()) -> Effects:
         """What a text that goes upstream may do; ``oids`` are the types that the client has declared."""
-        return effects(sql, parsed, pure=pure, quiet=lambda: self._is_quiet(parsed, oids))
+        found = effects(sql, parsed, pure=pure, quiet=lambda: self._is_quiet(parsed, oids))
+        if self.coherence.mode == "wal" and self.database.analyst.definers.may(sql, parsed, found):
+            return replace(found, ddl=True)
+        return found
 
     def _is_quiet(self, parsed: Parsed, oids: tuple[int, ...]) -> bool:
         """Is it a write that leaves the session what it is (``catalog.writes``)? A value of a user's type may run code

@@ -6,7 +6,8 @@
   which the catalogue shows that it runs no code of a user's, is none (see ``catalog.writes``).
 * ``ddl``: it may have changed a catalogue (a catalogue alarm at the end of its transaction).
 * ``everywhere``: that catalogue is one that all databases of the server share: roles, memberships, their settings.
-* ``poll``: what it ran is unknown and could have been DDL (DO, CALL, functions): the catalogue is looked at soon.
+* ``poll``: what it ran is unknown and could have been DDL (DO, CALL, functions): the catalogue is looked at soon. What
+  may indeed have been, counts as DDL (see ``catalog.definers``).
 * ``forgets``: prepared statements of the session that are gone afterwards (``None`` = all of them).
 
 Deny by default: only the kinds and texts named here have fewer effects than all of them.

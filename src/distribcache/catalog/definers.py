@@ -1,0 +1,147 @@
+"""May a statement change the catalogue through code of a user's: a function, a trigger, a DO block?
+
+Such a change is in no text that we read. Nor does the change stream show it where the same transaction changes rows, as
+an empty transaction alone is a sign of one. So what runs code that may define something counts as DDL: an alarm before
+its end is acknowledged (coherence rule R6), and whoever wrote reads what was written.
+
+Rules:
+1. Code may define if its source has a word of DDL, or runs text that it makes (EXECUTE), is in a language that is not
+   looked into, or names code that may. A function in C may not, but for dblink.
+2. Who calls it names it, fires it by a trigger, or reaches it by a view, a default, an operator and the like. Names are
+   compared as words, whatever schema and arguments they have. Where triggers define, so may code that writes rows.
+3. Until that is known for the present catalogue, anything may. What cannot be told apart may too.
+4. Where the event trigger announces every change (``announcing``), only DO is looked at: it may change roles.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from distribcache.catalog.announcing import announces
+from distribcache.catalog.resolve import Ask
+from distribcache.sql.cacheability import Kind, Parsed
+from distribcache.sql.effects import Effects
+
+__all__ = ["DEFINERS", "Definers"]
+
+_WORDS = "create|alter|drop|grant|revoke|reassign|import|refresh|execute"
+_DEFINES = re.compile(rb"\b(?:" + _WORDS.encode() + rb")\b", re.IGNORECASE)
+_NAMES = re.compile(rb"[a-z0-9_$]+")
+_ESCAPED = b'u&"'
+_LONGEST = 64 * 1024
+_MOST = 500
+_READS = frozenset({Kind.READ, Kind.LOCKING_READ})
+_BY_NAME = frozenset({Kind.EXECUTE, Kind.FETCH, Kind.CLOSE})
+"""What they run was said elsewhere."""
+
+DEFINERS = rf"""
+WITH RECURSIVE
+code AS MATERIALIZED (
+  SELECT f.oid, lower(f.proname) AS name, lower(f.prosrc) AS source, f.prosqlbody IS NOT NULL AS visible,
+    l.lanname NOT IN ('sql', 'plpgsql', 'internal') OR lower(f.prosrc) ~ '\m({_WORDS})\M' AS defines
+  FROM pg_proc f JOIN pg_language l ON l.oid = f.prolang
+  WHERE f.oid >= 16384 AND f.prorettype <> 'event_trigger'::regtype
+    AND (l.lanname NOT IN ('c', 'internal') OR f.prokind = 'a' OR f.proname LIKE 'dblink%')
+),
+direct(oid, name) AS (
+  SELECT oid, name FROM code WHERE defines
+  UNION
+  SELECT c.oid, c.name FROM direct d JOIN code c ON strpos(c.source, d.name) > 0 OR EXISTS (SELECT FROM pg_depend p
+    WHERE p.classid = 'pg_proc'::regclass AND p.objid = c.oid AND p.refclassid = 'pg_proc'::regclass
+      AND p.refobjid = d.oid)
+),
+fired(yes) AS MATERIALIZED (SELECT EXISTS (SELECT FROM pg_trigger t JOIN direct d ON d.oid = t.tgfoid)),
+found(oid, name) AS (
+  SELECT oid, name FROM direct
+  UNION
+  SELECT c.oid, c.name FROM code c, fired WHERE yes
+    AND (CASE WHEN visible THEN lower(pg_get_function_sqlbody(c.oid)) ELSE source END)
+      ~ '\m(insert|update|delete|merge|copy)\M'
+  UNION
+  SELECT c.oid, c.name FROM found d JOIN code c ON strpos(c.source, d.name) > 0 OR EXISTS (SELECT FROM pg_depend p
+    WHERE p.classid = 'pg_proc'::regclass AND p.objid = c.oid AND p.refclassid = 'pg_proc'::regclass
+      AND p.refobjid = d.oid)
+)
+SELECT (SELECT coalesce(array_agg(DISTINCT name), '{{}}') FROM found), yes, EXISTS (
+  SELECT FROM found d JOIN pg_depend p ON p.refclassid = 'pg_proc'::regclass AND p.refobjid = d.oid
+  WHERE p.classid NOT IN ('pg_proc'::regclass, 'pg_trigger'::regclass))
+FROM fired
+"""
+"""One row: names of the functions that may define, in lower case; does a trigger; does anything else reach one?"""
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """``names`` is None where anything may define."""
+
+    lsn: int
+    names: frozenset[bytes] | None
+    fired: bool = False
+    reached: bool = False
+
+    def may(self, sql: bytes, kinds: set[Kind]) -> bool:
+        if Kind.DO in kinds and _DEFINES.search(sql):
+            return True
+        if self.names is None:
+            return True
+        if not self.names:
+            return False
+        if self.reached or (self.fired and not kinds <= _READS) or not kinds.isdisjoint(_BY_NAME):
+            return True
+        text = sql.lower()
+        return len(sql) > _LONGEST or _ESCAPED in text or not self.names.isdisjoint(_NAMES.findall(text))
+
+
+class Definers:
+    """What is known of the code of one database."""
+
+    def __init__(self, ask: Ask, visible: Callable[[], int], schema_lsn: Callable[[], int]) -> None:
+        self._ask = ask
+        self._visible = visible
+        self._schema_lsn = schema_lsn
+        self._known: _Known | None = None
+        self._asking: asyncio.Task[None] | None = None
+
+    def may(self, sql: bytes, parsed: Parsed, effect: Effects) -> bool:
+        """May this statement, whose effects on sight are ``effect``, change the catalogue unseen? Never waits."""
+        if effect.ddl or not (effect.impure and effect.opaque):
+            return False
+        known = self._known
+        if known is None or not self.known:
+            self.learn()
+            return True
+        return known.may(sql, {each.kind for each in parsed.statements})
+
+    @property
+    def known(self) -> bool:
+        """Is it known what code there is in the present catalogue?"""
+        return self._known is not None and self._known.lsn >= self._schema_lsn()
+
+    def learn(self) -> None:
+        """Ask, unless that is known or being asked."""
+        if self._asking is None and not self.known:
+            self._asking = asyncio.get_running_loop().create_task(self._learn())
+
+    def forget(self) -> None:
+        """Drop everything, such as when the database is another one now."""
+        self._known = None
+
+    async def _learn(self) -> None:
+        try:
+            lsn = self._visible()  # before the first question
+            if not lsn:
+                return
+            if await announces(self._ask):
+                self._known = _Known(lsn, frozenset())
+                return
+            names, fired, reached = (await self._ask(DEFINERS, ()))[0]
+            known = frozenset(str(name).encode() for name in names)
+            told = len(known) <= _MOST and all(map(_NAMES.fullmatch, known))
+            self._known = _Known(lsn, known if told else None, bool(fired), bool(reached))
+        except Exception:  # noqa: BLE001, S110 - what cannot be asked stays unknown
+            pass
+        finally:
+            self._asking = None
