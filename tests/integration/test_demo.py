@@ -29,6 +29,7 @@ from distribcache.cli.demonstration.node import Node
 from distribcache.cli.demonstration.stories import Stories
 from distribcache.cli.demonstration.summary import complaints
 from distribcache.cli.postgres import Postgres
+from distribcache.errors import ConfigError
 
 TESTS = Path(__file__).parents[1]
 
@@ -181,6 +182,16 @@ def _gave_up(report: Report) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.sabotage
+def test_a_port_that_somebody_takes_meanwhile_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        taken = sock.getsockname()[1]
+        monkeypatch.setattr("distribcache.cli.demonstration.node._free", lambda port: taken)
+        with Node("postgresql://app@127.0.0.1:1/shop", 0) as node:
+            assert node.port != taken
+        with pytest.raises(ConfigError, match="cannot listen"):
+            Node("postgresql://app@127.0.0.1:1/shop", taken)
+
+
 def test_the_clients_call_a_cache_that_never_invalidates_stale(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(TESTS))
     monkeypatch.setattr(dataset, "_STAGES", smallshop.STAGES)

@@ -32,11 +32,16 @@ class Node:
     """
 
     def __init__(self, url: str, port: int, *, module: str = "distribcache.cli.demonstration.tether") -> None:
-        listen = f"{_HOST}:{port or _free(_USUAL_PORT)}"
-        self._child = Child(
-            module,
-            ["serve", "--upstream", url, "--listen", listen, "--admin", f"{_HOST}:0", "--config", os.devnull],
-        )
+        try:
+            self._begin(url, port or _free(_USUAL_PORT), module)
+        except ConfigError as error:
+            if port or "cannot listen" not in error.message:
+                raise
+            self._begin(url, 0, module)  # somebody else has taken it meanwhile
+
+    def _begin(self, url: str, port: int, module: str) -> None:
+        addresses = ["--listen", f"{_HOST}:{port}", "--admin", f"{_HOST}:0"]
+        self._child = Child(module, ["serve", "--upstream", url, *addresses, "--config", os.devnull])
         try:
             said = self._child.line(_START_S)
             facts = _FACTS.match(said or "")
