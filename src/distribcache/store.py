@@ -57,6 +57,8 @@ _WAITING_BYTES: Final = 64 << 20
 _POLL_S: Final = 0.002
 _POLL_MOST_S: Final = 0.025
 _PROOF_S: Final = 1.0
+_WORTH_A_TURN: Final = frozenset({WorkloadType.OLAP.value, WorkloadType.VECTOR.value})
+"""Classes whose misses are dear as a rule: a turn costs a message to main and back, some 0.2 ms."""
 _PATIENCE_NS: Final = 10_000_000_000
 """What has not settled by then goes nowhere: the stream is late or gone."""
 
@@ -128,7 +130,7 @@ class Store:
         epoch = coherence.shared_epoch() if near or far else b""
         if not epoch:
             return None
-        turn = near and stack.far is None and self.turns is not None and workload != WorkloadType.OLTP.value
+        turn = near and stack.far is None and self.turns is not None and workload in _WORTH_A_TURN
         return Place(digest_of(epoch, identity, request), near, far, turn)
 
     # -- down
