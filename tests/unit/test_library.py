@@ -306,3 +306,21 @@ def test_statistics_are_plain_values() -> None:
     with DistribCache(DistribCacheConfig(), log=lambda _: None) as cache:
         found = json.loads(json.dumps(cache.stats().as_dict()))
     assert found["invalidation"] == "ttl" and found["tiers"]["L1"]["entries"] == 0
+
+
+async def test_of_a_database_that_is_never_followed_nothing_is_kept_by_time() -> None:
+    """No commit would end what was made of its tables."""
+    calls: list[int] = []
+    items = QueryFingerprint.from_query("SELECT * FROM item")
+    config = DistribCacheConfig(upstream_url="postgresql://app@127.0.0.1:1/template1")
+    async with DistribCache(config, log=lambda _: None) as cache:
+
+        @cache.cached(ttl=60, tables=["item"])
+        async def made() -> int:
+            calls.append(1)
+            return len(calls)
+
+        assert [await made(), await made(), await made()] == [1, 2, 3]
+        assert await cache.get(items) is None
+        assert not await cache.insert(items, CacheEntry(b"x", ttl=60)) and await cache.get(items) is None
+        assert cache.stats().reason == "template_database" and "stored" not in cache.stats().fills

@@ -125,8 +125,8 @@ class Keeper(OwnLoop):
 
     @property
     def follows(self) -> bool:
-        """Is there a database whose writes end entries?"""
-        return self.running and self.coherence.mode == "wal"
+        """Do writes end entries? They do not in a database that cannot be followed: of that nothing is kept."""
+        return self.running and self.coherence.mode != "ttl"
 
     def land(self, key: Any, flight: Flight, failure: BaseException | None = None) -> None:
         """End a flight, behind everything that was given to the loop before."""
