@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any, Final, Self, TypeVar, overload
@@ -105,6 +106,15 @@ class DistribCache:
             if now_ns() > until:
                 return False
             await asyncio.sleep(_POLL_S)
+        return True
+
+    def ready_sync(self, timeout: Duration = "10s") -> bool:
+        """``ready`` without asyncio."""
+        until, pause = now_ns() + int(parse_duration(timeout) * 1e9), threading.Event()
+        while self._keeper.why_not():
+            if now_ns() > until:
+                return False
+            pause.wait(_POLL_S)
         return True
 
     async def __aenter__(self) -> Self:

@@ -43,8 +43,10 @@ class SessionId(str):
 class QueryContext:
     """Under which circumstances a query is asked.
 
-    ``branch`` and ``as_of`` are part of the key: answers of one never serve another. ``workload_hint`` decides how long
-    an answer may live. ``timestamp`` is in seconds since the Unix epoch; None means now.
+    ``branch`` and ``as_of`` are part of the key: answers of one never serve another. ``workload_hint`` takes the place
+    of the class that the text is of: it decides how long an answer may live, and to which tiers it goes. ``session``,
+    ``is_prepared`` and ``timestamp`` (seconds since the Unix epoch) are the application's own notes; nothing here goes
+    by them.
     """
 
     session: SessionId | None = None

@@ -82,7 +82,7 @@ async def test_without_asyncio(shop: Shop, cache: DistribCache) -> None:
 
 def test_a_blocking_program_needs_no_event_loop(shop: Shop) -> None:
     with DistribCache(shop.config(), log=lambda _: None) as cache, psycopg.connect(shop.conninfo()) as connection:
-        assert asyncio.run(cache.ready("20s"))
+        assert cache.ready_sync("20s")
         assert hit_sync(cache, connection, ONE) == [(5, "item 5")]
 
 

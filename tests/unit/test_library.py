@@ -177,8 +177,10 @@ def test_an_entry_is_bytes_and_lives_for_a_duration() -> None:
 def test_lines_for_people_go_to_the_logger(caplog: pytest.LogCaptureFixture) -> None:
     with DistribCache(DistribCacheConfig(upstream_url="postgresql://app@127.0.0.1:1/shop")) as cache:
         until(lambda: cache.stats().reason == "unreachable")
+        assert not cache.ready_sync("20ms")
         assert DistribCache().stats().reason == "stopped"
     with DistribCache() as timed:
+        assert timed.ready_sync()
         assert timed.stats().invalidation == "ttl" and "upstream.url" in timed.stats().hint
     found = {record.getMessage() for record in caplog.records if record.name == "distribcache"}
     assert not [line for line in found if "not cached (stopped)" in line]
