@@ -285,6 +285,8 @@ class Store:
             mine.set_result(None)
 
     async def _lease(self, key: Key, place: Place, coherence: Coherence, until: int) -> Entry | None:
+        if place.digest in self._leased:  # it is this process's, and whoever took it does not ask
+            return None
         pause = _POLL_S
         while place.far or place.turn:
             if await self._claim(place, until):

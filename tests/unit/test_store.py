@@ -30,6 +30,7 @@ class Far:
 
     def __init__(self) -> None:
         self.held: dict[Digest, Record] = {}
+        self.leases: list[Digest] = []
 
     async def start(self) -> None: ...
     async def stop(self) -> None: ...
@@ -46,7 +47,8 @@ class Far:
         self.held.pop(digest, None)
 
     async def lease(self, digest: Digest, seconds: float) -> bool:
-        return True
+        self.leases.append(digest)
+        return self.leases.count(digest) == 1
 
     async def flush(self, timeout: float) -> bool:
         return True
@@ -126,6 +128,19 @@ async def test_who_waits_for_a_lease_is_given_what_is_valid_then(store: Store, f
     assert await store.lead(KEY, EVERYTHING, followed, 1) is store.l1.entries[KEY]
     followed.ledger.bump(followed.slot, 500)
     assert await store.lead(KEY, EVERYTHING, followed, 1) is None
+
+
+async def test_a_lease_that_its_owner_has_forgotten_holds_nobody_of_this_process_up(
+    store: Store, followed: Any
+) -> None:
+    """One who gave up while he waited for it has never come to ask."""
+    began = now_ns()
+    assert await store.lead(KEY, EVERYTHING, followed, 30) is None
+    assert await store.lead(KEY, EVERYTHING, followed, 30) is None
+    assert far_of(store).leases == [EVERYTHING.digest] and now_ns() - began < 20_000_000_000
+    store.landed(EVERYTHING)
+    assert await store.lead(KEY, EVERYTHING, followed, 0) is None
+    assert len(far_of(store).leases) > 1
 
 
 async def test_what_was_dropped_by_hand_is_not_given_down_when_it_settles(store: Store, followed: Any) -> None:
