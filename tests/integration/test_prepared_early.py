@@ -17,6 +17,7 @@ from wait import until
 
 from distribcache.cli.postgres import Postgres
 from distribcache.coherence.link import Link
+from distribcache.proxy.questions import Questions
 from distribcache.proxy.session import Session
 from distribcache.proxy.standing import Standing
 
@@ -259,3 +260,23 @@ def test_a_role_that_was_left_in_between_reads_by_itself(make_node: MakeNode, st
         for _ in range(2):
             assert read(ours, 1) == 1
     stock.execute("DROP ROLE early_bird")
+
+
+def test_a_session_asks_so_often_and_no_more(
+    make_node: MakeNode, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What keeps the cache away may last: transactions pay for it a few times only."""
+    monkeypatch.setattr("distribcache.proxy.standing._EARLY", 3)
+    asked = []
+    scope = Questions.scope
+
+    def counted(self: Questions, behind: bytes = b"", *, early: bool = False) -> Any:
+        asked.append(early)
+        return scope(self, behind, early=early)
+
+    monkeypatch.setattr(Questions, "scope", counted)
+    node = make_node(early=True)
+    with node.connect(autocommit=False) as connection:
+        for _ in range(10):
+            assert read(connection, 1) == 1
+    assert asked == [True] * 3

@@ -395,7 +395,10 @@ class Session(Standing):
         """The same while nothing is served yet: what is prepared meanwhile is looked for in all tiers once it is."""
         if self.scope is not None or self.early_known or self.coherence.reason not in _SOON:
             return False
-        return self.node.settings.cache.enabled and self._learn("early")
+        if not self.early_left or not self.node.settings.cache.enabled or not self._learn("early"):
+            return False
+        self.early_left -= 1
+        return True
 
     def _learn(self, when: str) -> bool:
         idle = not self.awaiting and not self.open and self.replies.status == b"I" and not self.replies.pending

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Standing"]
 
+_EARLY = 64
+"""How often a session asks what it is while nothing is served: that may last."""
 _HELD = 8
 """Largest entries that the fills of one exchange may hold together."""
 
@@ -57,6 +59,7 @@ class Standing:
         self.scope: Scope | None = None
         self.early = (0, 0)
         """The identity that was learned before anything is served (0: it does not count), and when it was asked for."""
+        self.early_left = _EARLY
         self.statements: dict[bytes, Prepared] = {}
         self.portals: dict[bytes, Prepared] = {}
         self.parsing: dict[bytes, Prepared | None] = {}
@@ -139,6 +142,7 @@ class Standing:
     def know_scope(self, scope: Scope, asked_under: tuple[int, int]) -> None:
         """The answer to the question about the session, and the epoch and schema slot when it was asked."""
         self.scope = scope
+        self.early_left = _EARLY
         self.hot.epoch, self.hot.schema = asked_under
         staleness = scope.max_staleness_ns
         bound = self.coherence.max_staleness_ns
