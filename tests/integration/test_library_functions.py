@@ -174,6 +174,49 @@ async def test_a_cancelled_run_is_not_the_others(alone: DistribCache) -> None:
         await first
 
 
+class Missing(LookupError):
+    def __init__(self, table: str, number: int) -> None:
+        super().__init__(f"nobody has {number} in {table}")
+        self.number = number
+
+
+class Coded(LookupError):
+    code = 0
+
+
+async def test_a_failure_that_would_come_back_as_another_one_is_not_kept(alone: DistribCache) -> None:
+    runs = 0
+
+    @alone.cached(negative_ttl="1h", negative=(Missing, Coded, FileNotFoundError, KeyError))
+    async def find(number: int) -> None:
+        nonlocal runs
+        runs += 1
+        if number == 1:
+            raise Missing("item", number)
+        if number == 2:
+            failure = Coded("no")
+            failure.code = 7
+            raise failure
+        if number == 3:
+            raise FileNotFoundError(2, "no such file", "/item")
+        raise KeyError(number)
+
+    for _ in range(2):
+        with pytest.raises(Missing, match="nobody has 1 in item") as missing:
+            await find(1)
+        assert missing.value.number == 1
+        with pytest.raises(Coded) as coded:
+            await find(2)
+        assert coded.value.code == 7
+        with pytest.raises(FileNotFoundError, match="/item"):
+            await find(3)
+    assert runs == 6 and alone.stats().fills["unknown_type"] == 6
+    for _ in range(2):
+        with pytest.raises(KeyError):
+            await find(4)
+    assert runs == 7
+
+
 async def test_negative_results(alone: DistribCache) -> None:
     runs = 0
 

@@ -22,7 +22,7 @@ import re
 from collections.abc import Awaitable, Callable, Sequence
 from itertools import count
 from string import Formatter
-from typing import Any, Final, TypeVar
+from typing import Any, Final, ParamSpec, Protocol, Self, TypeVar, overload
 
 from distribcache.clock import now_ns
 from distribcache.entry import AT_NS, COST_NS, PAYLOAD, TABLES, Entry, make_entry
@@ -38,15 +38,33 @@ from distribcache.library.values import key_of, pack, unpack
 from distribcache.query import WorkloadType
 from distribcache.tiers.base import Key
 
-__all__ = ["Memo"]
+__all__ = ["Cached", "Memo"]
 
 _KIND: Final = "call"
 _VALUE, _NONE, _FAILURE = range(3)
 _TRIES: Final = 4
 _NS: Final = 1e9
 
-F = TypeVar("F", bound=Callable[..., Any])
+P = ParamSpec("P")
+R = TypeVar("R")
 _numbers = count(1)
+
+
+class Cached(Protocol[P, R]):
+    """What takes the place of a cached function. As a method it is bound to its object like any function."""
+
+    uncached: Callable[P, R]
+    """The function itself."""
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R: ...
+    def invalidate(self, *args: P.args, **kwargs: P.kwargs) -> None:
+        """Drop the value for these arguments, and what is being made of it."""
+        ...
+
+    @overload
+    def __get__(self, instance: None, owner: Any = None) -> Self: ...
+    @overload
+    def __get__(self, instance: object, owner: Any = None) -> Callable[..., R]: ...
 
 
 class Memo:
@@ -247,6 +265,9 @@ class Memo:
         if kind == _FAILURE:
             if terms.negative_ttl is None or type(value) not in terms.failures:
                 return
+            if not _comes_back(value):
+                tally.fills["unknown_type"] += 1
+                return
             value = [terms.failures.index(type(value)), list(value.args)]
         if kind != _VALUE and terms.negative_ttl is not None:
             ttl = terms.negative_ttl
@@ -271,9 +292,7 @@ class Memo:
     # -- for the application
 
     def wrap(self) -> Callable[..., Any]:
-        """The function that takes the other's place. ``.invalidate(…)`` drops the value for these arguments,
-        ``.uncached`` is the function itself.
-        """
+        """The function that takes the other's place: see ``Cached``."""
         function = self._function
         wrapper: Any
         if self.blocking:
@@ -307,3 +326,12 @@ class Memo:
         wrapper.uncached = function
         found: Callable[..., Any] = wrapper
         return found
+
+
+def _comes_back(failure: Exception) -> bool:
+    """Does its class make the same of its arguments? Not if it takes others, or if something was added afterwards."""
+    try:
+        again = type(failure)(*failure.args)
+        return (again.args, str(again), vars(again)) == (failure.args, str(failure), vars(failure))
+    except Exception:  # noqa: BLE001 - whatever it is, it is not kept
+        return False
