@@ -16,7 +16,8 @@ Rules:
    only named (``member``): there may be thousands of partitions.
 5. Functions of extensions are taken at their word: the types of their arguments are not followed, and those that
    read and write a type's text are not listed (they are stable: they ask for the client's encoding).
-6. Built-in objects have an oid below 16384. Dependencies on them are not recorded by the server: the names in printed
+6. An extension that keeps the rows of ordinary tables on other servers is told of (``elsewhere``).
+7. Built-in objects have an oid below 16384. Dependencies on them are not recorded by the server: the names in printed
    definitions are looked up in a second question.
 """
 
@@ -234,6 +235,8 @@ UNION ALL
 SELECT 'cast', k.oid::int8, json_build_object('name', format_type(k.castsource, NULL) || ' as '
   || format_type(k.casttarget, NULL), 'function', k.castfunc::int8)::text
 FROM object o JOIN pg_cast k ON o.cls = 'pg_cast'::regclass AND k.oid = o.obj
+UNION ALL
+SELECT 'elsewhere', oid::int8, to_json(extname)::text FROM pg_extension WHERE extname = 'citus'
 UNION ALL
 SELECT 'encoding', encoding::int8, to_json(pg_encoding_to_char(encoding))::text
 FROM pg_database WHERE datname = current_database()

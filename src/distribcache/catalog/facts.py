@@ -113,6 +113,8 @@ class Answer:
     functions_of: dict[FunctionCall, set[int]] = field(default_factory=dict)
     types_of: dict[Name, set[int]] = field(default_factory=dict)
     encoding: str = "UTF8"
+    # An extension that keeps the rows of ordinary tables on other servers.
+    elsewhere: str = ""
 
     def add(self, asked: Names, rows: Iterable[Sequence[Any]]) -> None:
         """Take the rows that answer ``asked``. Raises ValueError, KeyError or TypeError when they are not readable."""
@@ -137,6 +139,8 @@ class Answer:
                     self.types[oid] = Type(oid=oid, **facts)
                 case "encoding":
                     self.encoding = facts
+                case "elsewhere":
+                    self.elsewhere = facts
                 case _:
                     operands = tuple(facts.get("operands", ()))
                     strict = bool(facts.get("strict"))

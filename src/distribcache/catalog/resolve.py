@@ -27,6 +27,7 @@ from distribcache.catalog.judgement import TIMETZ, judge_function, judge_relatio
 from distribcache.catalog.publications import UNPUBLISHED_SQL
 from distribcache.catalog.rows import Pinnable, pinnable
 from distribcache.sql.cacheability import FunctionCall, Name, Names, Refusal
+from distribcache.sql.functions import SESSION_TYPES
 from distribcache.sql.grammar import HARMLESS_TYPES
 
 __all__ = ["Ask", "Resolution", "closure", "names_found", "resolve"]
@@ -159,6 +160,7 @@ def _judge(
         *names_found(names, answer),
         *((judge_relation(relation, matviews=matviews)) for relation in answer.relations.values()),
         (silent, True),
+        (Refusal("foreign_table", f"anything beside {answer.elsewhere}") if answer.elsewhere else None, True),
         *_policies(answer, texts, settings),
         *_functions(names, answer, texts),
         *_texts(answer, texts),
@@ -295,6 +297,9 @@ def _types(names: Names, answer: Answer) -> Iterator[tuple[Refusal | None, bool]
     if TIMETZ in answer.types:
         # Its text is read and its zone applied with the date of today.
         yield Refusal("time_dependent", "time with time zone"), True
+    for one in answer.types.values():
+        if one.oid >= BUILTIN and one.kind == "b" and one.name in SESSION_TYPES:
+            yield Refusal("user_type", f"{one.schema}.{one.name}"), True
     for name in names.types:
         if name.name in HARMLESS_TYPES:
             for oid in answer.types_of.get(name, ()):

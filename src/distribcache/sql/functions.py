@@ -13,7 +13,10 @@ The lists are names: every overload of a listed name was looked at (PostgreSQL 1
 
 from __future__ import annotations
 
-__all__ = ["EXTENSION_DENIED", "EXTENSION_STABLE", "IMMUTABLE_DENIED", "IMPURE", "PLAIN_TYPES", "STABLE", "TIME"]
+__all__ = [
+    "EXTENSION_DENIED", "EXTENSION_STABLE", "IMMUTABLE_DENIED", "IMPURE", "PLAIN_TYPES", "SESSION_TYPES", "STABLE",
+    "TIME",
+]
 
 # Immutable by the catalogue; they read the timeline or the catalogue.
 IMMUTABLE_DENIED = frozenset(
@@ -69,6 +72,9 @@ EXTENSION_STABLE = frozenset(
 
 # Of extensions: immutable by the catalogue; they turn stored text into any type, or read something else.
 EXTENSION_DENIED = frozenset({"populate_record", "st_transform", "st_asgml", "postgis_transform_geometry"})
+
+# Of the extension isn: whether their text is read as an error depends on isn_weak(), which is no setting.
+SESSION_TYPES = frozenset("isbn isbn13 ismn ismn13 issn issn13 ean13 upc".split())
 
 # bool, int8, int2, int4, float4, float8, date, time, timestamp, timestamptz, interval, timetz, numeric: never text.
 PLAIN_TYPES = frozenset({16, 20, 21, 23, 700, 701, 1082, 1083, 1114, 1184, 1186, 1266, 1700})
