@@ -26,7 +26,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Any, Final, Self, TypeVar, overload
+from typing import Any, Final, ParamSpec, Self, TypeVar, overload
 
 from distribcache.clock import now_ns
 from distribcache.config.units import parse_duration
@@ -39,7 +39,7 @@ from distribcache.library.fetching import Fetching
 from distribcache.library.fingerprint import QueryFingerprint
 from distribcache.library.heat import Cell, Heat, Share
 from distribcache.library.keeper import TIMELESS, Keeper
-from distribcache.library.memo import Memo
+from distribcache.library.memo import Cached, Memo
 from distribcache.library.memos import Memos
 from distribcache.library.outcome import CacheStats, Outcome, Tally, last
 from distribcache.library.plan import Wish
@@ -53,7 +53,8 @@ from distribcache.tiers.base import Cause, Key, TierStats
 
 __all__ = ["CacheEntry", "DistribCache", "DistribCacheConfig", "QueryContext", "QueryFingerprint", "Row"]
 
-F = TypeVar("F", bound=Callable[..., Any])
+P = ParamSpec("P")
+R = TypeVar("R")
 Duration = float | str
 
 _POLL_S: Final = 0.01
@@ -262,7 +263,7 @@ class DistribCache:
     # -- functions
 
     @overload
-    def cached(self, function: F) -> F: ...
+    def cached(self, function: Callable[P, R]) -> Cached[P, R]: ...
 
     @overload
     def cached(
@@ -270,7 +271,7 @@ class DistribCache:
         stale: Duration = 0.0, refresh_ahead: Duration = 0.0, negative_ttl: Duration | None = None,
         negative: type[Exception] | Iterable[type[Exception]] = (),
         tags: Callable[..., Iterable[str]] | Iterable[str] = (),
-    ) -> Callable[[F], F]: ...  # fmt: skip
+    ) -> Callable[[Callable[P, R]], Cached[P, R]]: ...  # fmt: skip
 
     def cached(
         self, function: Any = None, *, ttl: Duration | None = None, tables: Iterable[str] = (),

@@ -161,7 +161,7 @@ def test_a_decorator_without_terms() -> None:
         assert twice(4) == 8
         until(lambda: cache.stats().fills.get("stored"))
         assert twice(4) == 8 and runs == [4]
-        twice.invalidate(4)  # type: ignore[attr-defined]
+        twice.invalidate(4)
         assert twice(4) == 8 and runs == [4, 4]
 
 

@@ -2,7 +2,8 @@
 
 Rules:
 1. The key is the function and its arguments, canonical and typed: ``1``, ``True``, ``1.0``, ``"1"`` are four. What has
-   no canonical bytes (``self``, a connection) raises TypeError, unless ``key=`` says what to take instead.
+   no canonical bytes (``self``, a connection) raises TypeError, unless ``key=`` says what to take instead. By name or
+   by place, given or left to its default: an argument is the same one.
 2. One run per key at a time, whoever calls: tasks of any loop, threads. Those who waited look again.
 3. With ``tables=`` and a database that is followed, F is read before the function runs, and a commit that touches one
    of the tables ends the value. ``stale=`` bridges the end of a TTL only: what a commit ended is never served again.
@@ -19,6 +20,7 @@ from __future__ import annotations
 import functools
 import inspect
 import re
+import sys
 from collections.abc import Awaitable, Callable, Sequence
 from itertools import count
 from string import Formatter
@@ -88,6 +90,7 @@ class Memo:
         self._signature = inspect.signature(function) if self._formats else None
         if self._signature is not None:
             self._check_tags(self._signature)
+        self._ways = _Ways(function)
         self.blocking = not inspect.iscoroutinefunction(function)
 
     def _check_tags(self, signature: inspect.Signature) -> None:
@@ -109,6 +112,8 @@ class Memo:
             if terms.key is not None:
                 request = key_of([terms.key(*args, **kwargs)])
             else:
+                if kwargs or len(args) < self._ways.enough:
+                    args, kwargs = self._ways.one(args, kwargs)
                 request = key_of([args, kwargs] if kwargs else [args])
         except SerializationError as error:
             raise TypeError(
@@ -335,3 +340,44 @@ def _comes_back(failure: Exception) -> bool:
         return (again.args, str(again), vars(again)) == (failure.args, str(failure), vars(failure))
     except Exception:  # noqa: BLE001 - whatever it is, it is not kept
         return False
+
+
+class _Ways:
+    """The ways to give a function its arguments. ``enough`` of them by place are all that it has."""
+
+    __slots__ = ("_defaults", "_signature", "enough")
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._signature: inspect.Signature | None = None
+        self._defaults: dict[str, Any] = {}
+        self.enough = 0
+        try:
+            self._signature = inspect.signature(function)
+        except (TypeError, ValueError):  # one that does not tell
+            return
+        for parameter in self._signature.parameters.values():
+            by_place = parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+            if by_place and parameter.default is parameter.empty:
+                self.enough += 1
+            elif parameter.default is not parameter.empty and _has_key(parameter.default):
+                self._defaults[parameter.name] = parameter.default
+                self.enough = sys.maxsize if not by_place else self.enough + 1
+
+    def one(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The one way that stands for all."""
+        if self._signature is None:
+            return args, kwargs
+        try:
+            bound = self._signature.bind(*args, **kwargs)
+        except TypeError:  # the function says what is wrong
+            return args, kwargs
+        bound.arguments = {**self._defaults, **bound.arguments}
+        return bound.args, bound.kwargs
+
+
+def _has_key(value: Any) -> bool:
+    try:
+        key_of(value)
+    except SerializationError:
+        return False
+    return True
