@@ -53,6 +53,30 @@ async def test_arguments_are_told_apart_by_type_and_value(alone: DistribCache) -
     assert await note({"a": 1, "b": 2}) == await note({"b": 2, "a": 1})
 
 
+async def test_one_call_is_one_however_its_arguments_are_given(alone: DistribCache) -> None:
+    """Else a value would outlive the ``invalidate`` of somebody who gives them in another way."""
+    calls: list[Any] = []
+    unkept = object()
+
+    @alone.cached()
+    async def page(number: int, size: int = 10, *, order: str = "id", of: object = unkept) -> int:
+        calls.append((number, size, order))
+        return len(calls)
+
+    ways: list[tuple[tuple[Any, ...], dict[str, Any]]] = [
+        ((1,), {}), ((1, 10), {}), ((), {"number": 1}), ((), {"size": 10, "number": 1}), ((1,), {"order": "id"}),
+        ((1, 10), {"order": "id"}),
+    ]  # fmt: skip
+    for made, (args, kwargs) in enumerate(ways, 1):
+        assert {await page(*more, **named) for more, named in ways} == {made}
+        page.invalidate(*args, **kwargs)
+    assert await page(1, 11) == len(calls) == len(ways) + 1
+    with pytest.raises(TypeError, match="give key="):
+        await page(1, of=unkept)
+    with pytest.raises(TypeError, match="unexpected keyword"):
+        await page(1, sise=3)  # type: ignore[call-arg]
+
+
 async def test_what_has_no_key_is_named(alone: DistribCache) -> None:
     class Service:
         @alone.cached()

@@ -355,13 +355,15 @@ class _Ways:
             self._signature = inspect.signature(function)
         except (TypeError, ValueError):  # one that does not tell
             return
-        for parameter in self._signature.parameters.values():
+        for place, parameter in enumerate(self._signature.parameters.values(), 1):
             by_place = parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
-            if by_place and parameter.default is parameter.empty:
-                self.enough += 1
-            elif parameter.default is not parameter.empty and _has_key(parameter.default):
+            if parameter.default is not parameter.empty:
+                if not _has_key(parameter.default):
+                    continue
                 self._defaults[parameter.name] = parameter.default
-                self.enough = sys.maxsize if not by_place else self.enough + 1
+                self.enough = max(self.enough, place if by_place else sys.maxsize)
+            elif by_place:
+                self.enough = place
 
     def one(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The one way that stands for all."""
