@@ -58,6 +58,9 @@ R = TypeVar("R")
 Duration = float | str
 
 _POLL_S: Final = 0.01
+_HINTS: Final = {
+    "stopped": "await cache.start(), or: async with cache, or: with cache", "disabled": "set cache.enabled to true"
+}  # fmt: skip
 _logger: Final = logging.getLogger("distribcache")
 
 
@@ -326,7 +329,7 @@ class DistribCache:
             invalidation="ttl" if coherence is None else coherence.mode,
             serving=not reason,
             reason=reason,
-            hint=coherence.hint if coherence is not None and known else "",
+            hint=coherence.hint if coherence is not None and known else _HINTS.get(reason, ""),
             hits=tally.hits,
             misses=misses,
             bypasses=dict(tally.bypasses),

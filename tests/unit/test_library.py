@@ -178,7 +178,10 @@ def test_lines_for_people_go_to_the_logger(caplog: pytest.LogCaptureFixture) -> 
     with DistribCache(DistribCacheConfig(upstream_url="postgresql://app@127.0.0.1:1/shop")) as cache:
         until(lambda: cache.stats().reason == "unreachable")
         assert not cache.ready_sync("20ms")
-        assert DistribCache().stats().reason == "stopped"
+        stopped = DistribCache().stats()
+        assert stopped.reason == "stopped" and "async with" in stopped.hint
+    with DistribCache(DistribCacheConfig(cache_enabled=False)) as disabled:
+        assert disabled.stats().reason == "disabled" and "cache.enabled" in disabled.stats().hint
     with DistribCache() as timed:
         assert timed.ready_sync()
         assert timed.stats().invalidation == "ttl" and "upstream.url" in timed.stats().hint
