@@ -25,7 +25,6 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from typing import Any, Final, ParamSpec, Self, TypeVar, overload
 
 from distribcache.clock import now_ns
@@ -58,9 +57,6 @@ R = TypeVar("R")
 Duration = float | str
 
 _POLL_S: Final = 0.01
-_HINTS: Final = {
-    "stopped": "await cache.start(), or: async with cache, or: with cache", "disabled": "set cache.enabled to true"
-}  # fmt: skip
 _logger: Final = logging.getLogger("distribcache")
 
 
@@ -317,29 +313,7 @@ class DistribCache:
 
     def stats(self) -> CacheStats:
         """One reading of everything that is counted."""
-        keeper, tally = self._keeper, self._tally
-        coherence = keeper.coherence if keeper.running else None
-        misses = sum(tally.misses.values())
-        tiers = {"L1": replace(keeper.l1.stats(), hits=tally.hits, misses=misses)}
-        if coherence is not None:
-            tiers |= {name.upper(): each for name, each in keeper.store.stack.stats().items()}
-        reason = keeper.why_not()
-        known = coherence is not None and reason == coherence.reason
-        return CacheStats(
-            invalidation="ttl" if coherence is None else coherence.mode,
-            serving=not reason,
-            reason=reason,
-            hint=coherence.hint if coherence is not None and known else _HINTS.get(reason, ""),
-            hits=tally.hits,
-            misses=misses,
-            bypasses=dict(tally.bypasses),
-            refusals=dict(tally.refusals),
-            fills=dict(tally.fills),
-            failures=dict(keeper.failures),
-            seconds_saved=tally.saved_ns / 1e9,
-            tiers=tiers,
-            pools=self._fetching.askers.passed_by(),
-        )
+        return CacheStats.of(self._keeper, self._tally, self._fetching.askers.passed_by())
 
     def heatmap(self) -> list[Cell]:
         """Accesses by table and by template, in buckets of five minutes, for a week."""

@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from contextvars import ContextVar
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final, NamedTuple
 
 from distribcache.errors import NetworkError, PeerNotFoundError, StorageError, TierUnavailableError
+from distribcache.library.keeper import Keeper
 from distribcache.tiers.base import TierStats
 
 __all__ = ["CacheStats", "Outcome", "Tally", "last"]
+
+_HINTS: Final = {
+    "stopped": "await cache.start(), or: async with cache, or: with cache", "disabled": "set cache.enabled to true"
+}  # fmt: skip
 
 
 class Outcome(NamedTuple):
@@ -75,6 +80,32 @@ class CacheStats:
     seconds_saved: float
     tiers: Mapping[str, TierStats]
     pools: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, keeper: Keeper, tally: Tally, pools: Mapping[str, str]) -> CacheStats:
+        """What is counted now."""
+        coherence = keeper.coherence if keeper.running else None
+        misses = sum(tally.misses.values())
+        tiers = {"L1": replace(keeper.l1.stats(), hits=tally.hits, misses=misses)}
+        if coherence is not None:
+            tiers |= {name.upper(): each for name, each in keeper.store.stack.stats().items()}
+        reason = keeper.why_not()
+        known = coherence is not None and reason == coherence.reason
+        return cls(
+            invalidation="ttl" if coherence is None else coherence.mode,
+            serving=not reason,
+            reason=reason,
+            hint=coherence.hint if coherence is not None and known else _HINTS.get(reason, ""),
+            hits=tally.hits,
+            misses=misses,
+            bypasses=dict(tally.bypasses),
+            refusals=dict(tally.refusals),
+            fills=dict(tally.fills),
+            failures=dict(keeper.failures),
+            seconds_saved=tally.saved_ns / 1e9,
+            tiers=tiers,
+            pools=pools,
+        )
 
     @property
     def hit_ratio(self) -> float:
