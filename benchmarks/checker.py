@@ -27,9 +27,9 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -101,30 +101,10 @@ def _rest(process: subprocess.Popen[bytes], ended: threading.Event) -> None:
         process.send_signal(signal.SIGCONT)
 
 
-def _serving(proxy: servers.Program) -> None:
-    deadline = time.monotonic() + 30
-    while True:
-        with psycopg.connect(proxy.conninfo(), autocommit=True) as connection:
-            if ("serving", "True") in connection.execute("SHOW distribcache.freshness").fetchall():
-                return
-        if time.monotonic() > deadline:
-            raise RuntimeError("the proxy does not serve: " + proxy.log()[-500:])
-        time.sleep(0.1)
-
-
-def _spawn(results: Any, work: Callable[..., Found], *arguments: object) -> Any:
-    def body() -> None:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        try:
-            results.put(work(*arguments))
-        except BaseException as error:
-            found = Found()
-            found.blame("a process ended", f"{work.__name__}: {type(error).__name__}: {error}"[:300])
-            results.put(found)
-
-    process = multiprocessing.get_context("fork").Process(target=body)
-    process.start()
-    return process
+def _ended(how: str) -> Found:
+    found = Found()
+    found.blame("a process ended", how)
+    return found
 
 
 def _hits(proxy: servers.Program) -> float:
@@ -135,11 +115,12 @@ def check(place: Place, proxy: servers.Program, asked: argparse.Namespace) -> tu
     """Writers and readers until there are hits enough; (what was found, hits, seconds)."""
     truth, total = Truth(), Found()
     results = multiprocessing.get_context("fork").Queue()
+    spawn = partial(servers.spawn, results, _ended)
     began, before = time.monotonic(), _hits(proxy)
-    processes = [_spawn(results, write, place, truth, i, asked.writers, asked.pause) for i in range(asked.writers)]
+    processes = [spawn(write, place, truth, i, asked.writers, asked.pause) for i in range(asked.writers)]
     ddl = min(_DDL_S, asked.seconds / _LEAST_DDL) if asked.ddl is None else asked.ddl
-    processes.append(_spawn(results, change_catalogue, place, truth, ddl))
-    processes += [_spawn(results, read, place, truth, i) for i in range(asked.readers)]
+    processes.append(spawn(change_catalogue, place, truth, ddl))
+    processes += [spawn(read, place, truth, i) for i in range(asked.readers)]
     end, said, hits = began + asked.seconds, began, 0.0
     early: list[Found] = []
     while hits < asked.hits and time.monotonic() < end and proxy.alive and not early:
@@ -187,7 +168,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             proxy = stack.enter_context(servers.distribcache(server.url(), work, command=muted, env=_SETTINGS))
             stack.enter_context(_receiver(server, work))
-            _serving(proxy)
+            servers.wait_serving(proxy)
         except RuntimeError as error:
             print(error)
             return 3

@@ -33,6 +33,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -139,20 +140,8 @@ def read(conninfo: str, words: Words, consistency: str, number: int) -> Found:
     return found
 
 
-def _spawn(results: Any, work: Any, *arguments: object) -> Any:
-    def body() -> None:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        try:
-            results.put(work(*arguments))
-        except BaseException as error:
-            found = Found()
-            found.wrong["a process ended"] += 1
-            found.lines.append(f"{work.__name__}: {type(error).__name__}: {error}"[:300])
-            results.put(found)
-
-    process = multiprocessing.get_context("fork").Process(target=body)
-    process.start()
-    return process
+def _ended(how: str) -> Found:
+    return Found(wrong=Counter({"a process ended": 1}), lines=[how])
 
 
 def _sleep_until(end: float) -> None:
@@ -195,17 +184,6 @@ def slots_of(server: Postgres) -> set[str]:
     """The replication slots that somebody reads from."""
     with psycopg.connect(server.conninfo(), autocommit=True) as connection:
         return {str(row[0]) for row in connection.execute("SELECT slot_name FROM pg_replication_slots WHERE active")}
-
-
-def _serving(node: servers.Program) -> None:
-    deadline = time.monotonic() + 30
-    while True:
-        with psycopg.connect(node.conninfo(), autocommit=True) as connection:
-            if ("serving", "True") in connection.execute("SHOW distribcache.freshness").fetchall():
-                return
-        if time.monotonic() > deadline:
-            raise RuntimeError("a node does not serve: " + node.log()[-500:])
-        time.sleep(0.1)
 
 
 @contextlib.contextmanager
@@ -265,15 +243,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             env = {**settings, "DISTRIBCACHE_L2_PATH": str(work / f"{name}-l2")}
             program = servers.distribcache(server.url(), work, command=muted, env=env, name=name)
             nodes.append(stack.enter_context(program))
-            _serving(nodes[-1])
+            servers.wait_serving(nodes[-1])
             firsts = firsts or slots_of(server)
         spared = slots_of(server) - firsts
         results = multiprocessing.get_context("fork").Queue()
-        processes = [_spawn(results, write, server.conninfo(), words, asked.pause, number) for number in range(2)]
+        spawn = partial(servers.spawn, results, _ended)
+        processes = [spawn(write, server.conninfo(), words, asked.pause, number) for number in range(2)]
         for node in nodes:
             for number in range(asked.readers):
                 consistency = CONSISTENCIES[number % len(CONSISTENCIES)]
-                processes.append(_spawn(results, read, node.conninfo(), words, consistency, number))
+                processes.append(spawn(read, node.conninfo(), words, consistency, number))
         try:
             faults(words, cluster, server, spared, asked.seconds)
         finally:

@@ -12,6 +12,7 @@ The PostgreSQL server itself comes from ``distribcache.cli.postgres``.
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import pwd
 import shutil
@@ -20,7 +21,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -29,7 +30,7 @@ import psycopg
 
 __all__ = [
     "HERE", "Program", "canned", "compiled_package", "distribcache", "free_port", "pg_bin", "pgbouncer", "pgpool",
-    "stats", "which",
+    "spawn", "stats", "wait_serving", "which",
 ]  # fmt: skip
 
 HOST = "127.0.0.1"
@@ -280,3 +281,33 @@ def stats(proxy: Program | str) -> dict[str, float]:
         with contextlib.suppress(TypeError, ValueError):
             numbers[str(name)] = float(value)
     return numbers
+
+
+def wait_serving(proxy: Program, seconds: float = 30.0) -> None:
+    """Return when hits are served. Raises RuntimeError with the end of its log otherwise."""
+    deadline = time.monotonic() + seconds
+    while True:
+        with psycopg.connect(proxy.conninfo(), autocommit=True) as connection:
+            if ("serving", "True") in connection.execute("SHOW distribcache.freshness").fetchall():
+                return
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"{proxy.name} does not serve: {proxy.log()[-500:]}")
+        time.sleep(0.1)
+
+
+def spawn(results: Any, blamed: Callable[[str], object], work: Callable[..., object], *arguments: object) -> Any:
+    """A process that puts what ``work`` returns into ``results``; of one that ended by an error, ``blamed`` of it.
+
+    Ctrl-C is for its parent.
+    """
+
+    def body() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            results.put(work(*arguments))
+        except BaseException as error:
+            results.put(blamed(f"{work.__name__}: {type(error).__name__}: {error}"[:300]))
+
+    process = multiprocessing.get_context("fork").Process(target=body)
+    process.start()
+    return process

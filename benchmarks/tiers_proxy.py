@@ -114,7 +114,7 @@ def present(size: int, count: int) -> Iterator[list[Target]]:
         found = [Target("direct", asker(server.port))]
         for name, settings in kinds.items():
             proxy = stack.enter_context(servers.distribcache(server.url(), work, env={**_TTL, **settings}, name=name))
-            wait_serving(proxy)
+            servers.wait_serving(proxy)
             target = Target(name, asker(proxy.port, "SET distribcache.workload = 'olap'"), proxy, name)
             warm(target, keys)
             found.append(target)
@@ -126,17 +126,6 @@ def present(size: int, count: int) -> Iterator[list[Target]]:
             client.set(f"page:{key}", payload)
         found.append(Target("redis-py", lambda key: client.get(f"page:{key}")))
         yield found
-
-
-def wait_serving(proxy: servers.Program) -> None:
-    deadline = time.monotonic() + 30
-    while True:
-        with psycopg.connect(proxy.conninfo(), autocommit=True) as connection:
-            if ("serving", "True") in connection.execute("SHOW distribcache.freshness").fetchall():
-                return
-        if time.monotonic() > deadline:
-            raise RuntimeError("not serving: " + proxy.log()[-500:])
-        time.sleep(0.1)
 
 
 def quantile(times: list[int], share: float) -> float:
