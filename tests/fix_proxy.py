@@ -17,7 +17,7 @@ import sys
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import IO, Any
@@ -76,6 +76,14 @@ class ProxyProcess:
         except urllib.error.HTTPError:
             return False
 
+    def accepts(self) -> bool:
+        """Does somebody new get in?"""
+        try:
+            with self.connect():
+                return True
+        except psycopg.OperationalError:
+            return False
+
     def stop(self) -> None:
         if self.process.poll() is None:
             self.process.terminate()
@@ -98,6 +106,18 @@ def last(connection: psycopg.Connection[Any]) -> dict[str, Any]:
     row = cursor.fetchone()
     assert row is not None and cursor.description is not None
     return dict(zip((column.name for column in cursor.description), row, strict=True))
+
+
+def until_hit(connection: psycopg.Connection[Any], sql: str, params: Sequence[object] | None = None) -> list[Any]:
+    """Repeat a read until it is answered from memory: the first may come before anything can be filled."""
+    rows: list[Any] = []
+
+    def hit() -> bool:
+        rows[:] = connection.execute(sql, params).fetchall()
+        return bool(last(connection)["status"] == "hit")
+
+    until(hit, lambda: f"never a hit: {last(connection)}")
+    return rows
 
 
 def _gather(stream: IO[str], log: list[str]) -> None:

@@ -11,8 +11,10 @@ from typing import NamedTuple
 from followed import Followed, Held, eventually
 
 from distribcache.clock import now_ns
+from distribcache.coherence.tuples import Change
+from distribcache.coherence.watching import Plan
 
-__all__ = ["Pin", "hold", "settled", "slots"]
+__all__ = ["Pin", "hold", "null_for_unknown", "settled", "slots"]
 
 
 class Pin(NamedTuple):
@@ -61,3 +63,12 @@ async def settled(followed: Followed) -> None:
         return coverage.serving and not coverage.settle_at
 
     await eventually(quiet, followed.coherence.report)
+
+
+def null_for_unknown(self: Plan, change: Change, slots: set[int]) -> None:
+    """In the place of ``Plan.touch``, coherence trap 8: a value that is not shown counts as NULL."""
+    for side in (change.old, change.new):
+        for one in self.sets:
+            found = [(side or {}).get(name) for name in one.names]
+            if None not in found:
+                slots.add(self.hashed(one.prefix, [value for value in found if value is not None]))

@@ -19,12 +19,12 @@ import pytest
 from fix_postgres import Database, MakePostgres, create_database
 from fix_proxy import InnerProxy, MakeInnerProxy, MakeProxy, last
 from followed import connect, eventually, following
+from inside import coherence_of
 from muted import kept_and_muted
 from relay import Relay
 from wait import until
 
 from distribcache.coherence.coverage import Coverage
-from distribcache.coherence.live import DatabaseCoherence
 from distribcache.coherence.probe import Probe
 
 READ = "SELECT value FROM stock"
@@ -50,12 +50,6 @@ def mute_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Coverage, "_alarm", lambda *_: None)
 
 
-def of(proxy: InnerProxy) -> DatabaseCoherence:
-    (coherence,) = list(proxy.proxy.databases)
-    assert isinstance(coherence, DatabaseCoherence)
-    return coherence
-
-
 def hot(proxy: InnerProxy) -> int:
     """The value, from memory."""
     with proxy.connect(prepare_threshold=None) as connection:
@@ -71,7 +65,7 @@ def hot(proxy: InnerProxy) -> int:
 
 def after(proxy: InnerProxy, before: object) -> int:
     """What a new client reads first once another link is up."""
-    coherence = of(proxy)
+    coherence = coherence_of(proxy)
 
     def up() -> bool:
         return coherence._following not in (None, before) and coherence._state is None and coherence.serving
@@ -95,7 +89,7 @@ def recovered(make_postgres: MakePostgres, make_inner_proxy: MakeInnerProxy, *, 
             mute_epochs(patch)
         database.execute("CHECKPOINT")
         started = database.execute("SELECT pg_postmaster_start_time()")
-        before = of(proxy)._following
+        before = coherence_of(proxy)._following
         with psycopg.connect(server.conninfo(), autocommit=True) as writer:
             writer.execute("UPDATE stock SET value = 2")
             assert hot(proxy) == 2
@@ -134,8 +128,8 @@ def test_a_rewind_to_an_older_copy(
     subprocess.run(["cp", "-a", server.data_dir, copy], check=True)
     server.start()
     proxy = make_inner_proxy(server.url(), PATIENT)
-    before = of(proxy)._following
-    identity = of(proxy).identity
+    before = coherence_of(proxy)._following
+    identity = coherence_of(proxy).identity
     database.execute("UPDATE stock SET value = 2")
     assert hot(proxy) == 2
     if muted:
@@ -146,7 +140,7 @@ def test_a_rewind_to_an_older_copy(
     server.start()
     assert after(proxy, before) == (2 if muted else 1)
     assert hot(proxy) == (2 if muted else 1)
-    now = of(proxy).identity
+    now = coherence_of(proxy).identity
     assert identity is not None and now is not None
     assert (identity.system_identifier, identity.timeline) == (now.system_identifier, now.timeline)
 
@@ -165,7 +159,7 @@ def test_failover_to_a_promoted_standby(
     assert new.execute(READ) == [(1,)]
     with Relay(primary.port, only=b"") as relay:
         proxy = make_inner_proxy(f"postgresql://postgres@127.0.0.1:{relay.port}/postgres", PATIENT)
-        before, identity = of(proxy)._following, of(proxy).identity
+        before, identity = coherence_of(proxy)._following, coherence_of(proxy).identity
         new.execute("ALTER SYSTEM SET primary_conninfo = ''", "SELECT pg_reload_conf()")
         until(lambda: new.execute("SELECT count(*) FROM pg_stat_wal_receiver") == [(0,)], "it goes on receiving")
         # Some more log than the standby will have: what dates the entry lies beyond everything that it ever reaches.
@@ -182,7 +176,7 @@ def test_failover_to_a_promoted_standby(
         relay.cut(everything=True)
         assert after(proxy, before) == (2 if muted else 1)
         assert hot(proxy) == (2 if muted else 1)
-        now = of(proxy).identity
+        now = coherence_of(proxy).identity
         assert identity is not None and now is not None
         assert identity.system_identifier == now.system_identifier
         assert identity.timeline < now.timeline
@@ -205,7 +199,7 @@ def test_a_standby_that_is_not_promoted_yet_is_passed_through(
         assert hot(proxy) == 1
         relay.target = standby.port
         relay.cut(everything=True)
-        until(lambda: of(proxy).reason == "in_recovery", lambda: str(of(proxy).report()))
+        until(lambda: coherence_of(proxy).reason == "in_recovery", lambda: str(coherence_of(proxy).report()))
         with proxy.connect(prepare_threshold=None) as connection:
             for _ in range(5):
                 assert connection.execute(READ).fetchone() == (1,)
@@ -214,7 +208,7 @@ def test_a_standby_that_is_not_promoted_yet_is_passed_through(
                 connection.execute("UPDATE stock SET value = 2")
         relay.target = primary.port
         relay.cut(everything=True)
-        until(proxy.settled, lambda: str(of(proxy).report()), 40)
+        until(proxy.settled, lambda: str(coherence_of(proxy).report()), 40)
         assert hot(proxy) == 1
 
 
@@ -275,7 +269,7 @@ def test_a_paused_change_stream_ends_hits_when_its_proof_is_old(
     database.execute(*STOCK)
     proxy = make_inner_proxy(database.url())
     assert hot(proxy) == 1
-    following_now = of(proxy)._following
+    following_now = coherence_of(proxy)._following
     assert following_now is not None
     os.kill(following_now.reader.pid, signal.SIGSTOP)
     try:

@@ -26,8 +26,7 @@ import pytest
 from fix_postgres import Database, MakePostgres, create_database
 from fix_proxy import InnerProxy, MakeInnerProxy
 from followed import Followed, Held, eventually, following
-
-from distribcache.coherence.live import DatabaseCoherence
+from inside import coherence_of
 
 READ = "SELECT value FROM stock"
 STOCK = ("CREATE TABLE stock (value int)", "INSERT INTO stock VALUES (1)")
@@ -191,7 +190,7 @@ async def test_a_kept_slot_that_idled_too_long_is_begun_anew(
         pytest.fail("the kept slot is still there")
     await run(database, "UPDATE stock SET value = 2")
     second = await asyncio.to_thread(make_inner_proxy, database.url(), settings)
-    (coherence,) = [each for each in second.proxy.databases if isinstance(each, DatabaseCoherence)]
+    coherence = coherence_of(second)
     assert coherence._keeping is not None
     assert coherence._keeping.why == "slot_lost", second.log
     assert await asyncio.to_thread(value, second) == (2,)

@@ -19,6 +19,7 @@ import pytest
 from fix_postgres import Database, MakePostgres, create_database
 from fix_proxy import InnerProxy, MakeInnerProxy, last
 from followed import eventually, following
+from inside import coherence_of, warm_of
 from muted import kept_and_muted
 from wait import until
 
@@ -30,7 +31,6 @@ from distribcache.coherence.live import DatabaseCoherence
 from distribcache.coherence.probe import Probe
 from distribcache.coherence.reader import Reader
 from distribcache.store import Store
-from distribcache.tiers.warm import WarmCache
 
 ROWS = 30
 READ = "SELECT id, value, repeat('x', 1200) AS pad FROM stock WHERE id = %s"
@@ -54,24 +54,6 @@ def shop(server: Postgres) -> Database:
         "CHECKPOINT",
     )
     return database
-
-
-def warm_of(proxy: InnerProxy) -> WarmCache:
-    near = proxy.proxy.node.store.stack.near
-    assert isinstance(near, WarmCache)
-    return near
-
-
-def coherence_of(proxy: InnerProxy) -> DatabaseCoherence:
-    found = next(iter(proxy.proxy.databases))
-    assert isinstance(found, DatabaseCoherence)
-    return found
-
-
-def keeping_of(proxy: InnerProxy) -> Keeping:
-    found = coherence_of(proxy)._keeping
-    assert found is not None
-    return found
 
 
 def values(proxy: InnerProxy, sql: str = READ) -> list[int]:

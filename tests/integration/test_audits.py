@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import psycopg
 import pytest
 from fix_postgres import Database
-from fix_proxy import InnerProxy, MakeInnerProxy, last
+from fix_proxy import InnerProxy, MakeInnerProxy, last, until_hit
 from rawclient import RawClient, run
 from wait import until
 
@@ -56,14 +56,6 @@ def campaign(proxy: InnerProxy, max_cost_s: float = 10.0) -> Iterator[Campaign]:
     until(lambda: not found.pending, "verdicts never came", 40)
 
 
-def warm(connection: psycopg.Connection[object], sql: str = READ) -> None:
-    def is_hit() -> bool:
-        connection.execute(sql)
-        return bool(last(connection)["status"] == "hit")
-
-    until(is_hit, lambda: f"never a hit: {last(connection)}")
-
-
 READS = {
     "simple": query(READ.encode()),
     "simple, two columns and an order": query(b"SELECT id, note FROM stock WHERE value = 1 ORDER BY id"),
@@ -103,7 +95,7 @@ def test_every_kind_of_hit_is_asked_again_and_found_the_same(
 
 def test_hits_inside_a_transaction_that_only_the_client_knows_of_are_asked_again(proxy: InnerProxy) -> None:
     with proxy.connect(autocommit=False) as connection:
-        warm(connection)
+        until_hit(connection, READ)
         connection.rollback()
         with campaign(proxy) as found:
             until(lambda: connection.execute(READ) and found.tally.verdicts[Verdict.SAME] >= 3, lambda: str(found))
@@ -115,8 +107,8 @@ def test_hits_inside_a_transaction_that_only_the_client_knows_of_are_asked_again
 def test_rows_in_another_order_are_the_same_where_none_was_promised(proxy: InnerProxy, stock: Database) -> None:
     unordered, ordered = "SELECT note FROM stock WHERE id < 3", "SELECT note FROM stock WHERE id < 3 ORDER BY value"
     with proxy.connect() as connection:
-        warm(connection, unordered)
-        warm(connection, ordered)
+        until_hit(connection, unordered)
+        until_hit(connection, ordered)
         turn_around(proxy)
         with campaign(proxy) as found:
             connection.execute(unordered)
@@ -210,7 +202,7 @@ def test_an_answer_that_a_commit_overtakes_is_superseded_and_not_stale(
 ) -> None:
     with proxy.connect() as connection:
         connection.execute("SET distribcache.consistency = eventual")
-        warm(connection)
+        until_hit(connection, READ)
         from distribcache.coherence.reader import Reader
 
         slice_ = Reader._slice
@@ -235,7 +227,7 @@ def test_an_answer_that_is_older_than_its_session_allows_is_stale(
     with proxy.connect(cursor_factory=psycopg.ClientCursor) as connection:
         connection.execute("SET distribcache.consistency = eventual")
         connection.execute("SET distribcache.max_staleness = '300ms'")
-        warm(connection)
+        until_hit(connection, READ)
         slice_ = Reader._slice
         proxy.hold_stream(monkeypatch)
         stock.execute("UPDATE stock SET value = 2 WHERE id = 1")
@@ -253,7 +245,7 @@ def test_an_answer_that_is_older_than_its_session_allows_is_stale(
 def test_an_audit_never_makes_the_client_wait_for_a_lock(proxy: InnerProxy, stock: Database) -> None:
     with proxy.connect() as connection, stock.connect() as other:
         connection.execute("SET statement_timeout = '10s'")  # is not what saves it
-        warm(connection)
+        until_hit(connection, READ)
         with other.transaction():
             other.execute("LOCK TABLE stock IN ACCESS EXCLUSIVE MODE")
             with campaign(proxy) as found:
@@ -269,7 +261,7 @@ def test_a_cancel_behind_an_audit_ends_the_waiting_statement_and_nothing_else(
     monkeypatch.setattr(again, "_LOCK_MS", 60_000)
     monkeypatch.setattr(again, "_LEAST_MS", 60_000)
     with proxy.connect() as connection, stock.connect() as other:
-        warm(connection)
+        until_hit(connection, READ)
         with other.transaction():
             other.execute("LOCK TABLE stock IN ACCESS EXCLUSIVE MODE")
             with campaign(proxy):
@@ -300,7 +292,7 @@ def test_a_cancel_behind_an_audit_ends_the_waiting_statement_and_nothing_else(
 def test_what_took_long_is_left_alone_unless_that_is_asked_for(proxy: InnerProxy) -> None:
     slow = "SELECT count(*) FROM stock a, stock b, stock c, stock d"
     with proxy.connect() as connection:
-        warm(connection, slow)
+        until_hit(connection, slow)
         with campaign(proxy, max_cost_s=0.0) as found:
             connection.execute(slow)
             until(lambda: found.skipped, lambda: f"{found}")
@@ -317,7 +309,7 @@ def test_a_larger_answer_takes_no_more_memory_than_the_first(
     sql = "SELECT note FROM stock WHERE id = 1"
     with proxy.connect() as connection:
         connection.execute("SET distribcache.consistency = eventual")
-        warm(connection, sql)
+        until_hit(connection, sql)
         mute_validity(monkeypatch)
         stock.execute("UPDATE stock SET note = repeat('x', 80000000) WHERE id = 1")
         with campaign(proxy) as found:
@@ -330,7 +322,7 @@ def test_a_larger_answer_takes_no_more_memory_than_the_first(
 def test_a_share_of_the_hits_is_audited_by_itself(stock: Database, make_inner_proxy: MakeInnerProxy) -> None:
     proxy = make_inner_proxy(stock.url(), {**SETTINGS, "audit.sample": "0.1"})
     with proxy.connect() as connection:
-        warm(connection)
+        until_hit(connection, READ)
         audits = proxy.proxy.node.audits
 
         def audited() -> bool:

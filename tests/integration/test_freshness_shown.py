@@ -8,7 +8,7 @@ from typing import Any
 import psycopg
 import pytest
 from fix_postgres import Database
-from fix_proxy import InnerProxy, MakeInnerProxy, last
+from fix_proxy import InnerProxy, MakeInnerProxy, last, until_hit
 from wait import until
 
 POINT = "SELECT value FROM stock WHERE id = 1"
@@ -23,14 +23,6 @@ def stock(database: Database) -> Database:
         "INSERT INTO stock SELECT i, 1, i % 3 FROM generate_series(1, 9) i",
     )
     return database
-
-
-def warm(connection: psycopg.Connection[Any], sql: str) -> None:
-    def is_hit() -> bool:
-        connection.execute(sql)
-        return bool(last(connection)["status"] == "hit")
-
-    until(is_hit, lambda: f"never a hit: {last(connection)}")
 
 
 def age_ms(connection: psycopg.Connection[Any], sql: str) -> float:
@@ -52,8 +44,8 @@ def test_a_class_with_a_bound_of_its_own_is_read_anew_while_others_are_served(
         if hint == "by the session":
             bounded = POINT
             analyst.execute("SET distribcache.workload = 'olap'")
-        warm(others, POINT)
-        warm(analyst, bounded)
+        until_hit(others, POINT)
+        until_hit(analyst, bounded)
         old = analyst.execute(bounded).fetchone()
         proxy.hold_stream(monkeypatch)
         stock.execute("UPDATE stock SET value = 7 WHERE id = 1")
@@ -71,8 +63,8 @@ def test_a_class_with_a_bound_of_its_own_is_read_anew_while_others_are_served(
 def test_a_bound_is_kept_where_only_time_ends_an_entry(stock: Database, make_inner_proxy: MakeInnerProxy) -> None:
     settings = {**SETTINGS, "freshness.invalidation": "ttl", "staleness.olap": "100ms"}
     with ttl_proxy(stock, make_inner_proxy, settings).connect(cursor_factory=psycopg.ClientCursor) as connection:
-        warm(connection, POINT)
-        warm(connection, SUM)
+        until_hit(connection, POINT)
+        until_hit(connection, SUM)
         stock.execute("UPDATE stock SET value = 7 WHERE id = 1")
         until(lambda: connection.execute(SUM).fetchone() == (9, 15), "the sum was never read anew")
         assert connection.execute(POINT).fetchone() == (1,)
@@ -102,7 +94,7 @@ def test_what_ended_entries_is_told_by_cause(stock: Database, make_inner_proxy: 
     proxy = make_inner_proxy(stock.url(), {**SETTINGS, "freshness.hit_wait": "2s"})
     with proxy.connect() as connection:
         for sql in (POINT, SUM, "SELECT value FROM stock WHERE owner = 1"):
-            warm(connection, sql)
+            until_hit(connection, sql)
         before = shown(connection)
         assert before["column_sets"] == "2" and float(before["lag_seconds"]) >= 0 and int(before["lag_bytes"]) >= 0
         for number in range(12):
@@ -143,7 +135,7 @@ def test_a_lost_stream_is_an_epoch_change_with_its_cause(stock: Database, make_i
 def test_metrics_say_the_same_with_few_labels(stock: Database, make_inner_proxy: MakeInnerProxy) -> None:
     proxy = make_inner_proxy(stock.url(), {**SETTINGS, "freshness.hit_wait": "2s", "freshness.consistency": "strict"})
     with proxy.connect() as connection:
-        warm(connection, POINT)
+        until_hit(connection, POINT)
         until(lambda: connection.execute(POINT) and int(shown(connection)["waits"]), lambda: str(shown(connection)))
         stock.execute("UPDATE stock SET value = 2 WHERE id = 1")
         until(lambda: int(shown(connection)["invalidations_by.row"]) >= 1)

@@ -11,7 +11,7 @@ from typing import Any
 import psycopg
 import pytest
 from fix_postgres import Database
-from fix_proxy import InnerProxy, MakeInnerProxy, last
+from fix_proxy import InnerProxy, MakeInnerProxy, last, until_hit
 from wait import until
 
 from distribcache.catalog import resolve
@@ -55,17 +55,6 @@ def reader(proxy: InnerProxy) -> Iterator[psycopg.Connection[Any]]:
         yield connection
 
 
-def warm(connection: psycopg.Connection[Any], sql: str = READ) -> list[Any]:
-    rows: list[Any] = []
-
-    def hit() -> bool:
-        rows[:] = connection.execute(sql).fetchall()
-        return bool(last(connection)["status"] == "hit")
-
-    until(hit, lambda: f"never a hit: {last(connection)}")
-    return rows
-
-
 def why(connection: psycopg.Connection[Any], sql: str = READ) -> str:
     """The reason why it is refused; whatever keeps the session from being served passes first."""
 
@@ -103,20 +92,20 @@ def test_a_refresh_ends_what_was_kept(
     shop: Database, proxy: InnerProxy, reader: psycopg.Connection[Any], how: tuple[str, ...], through: bool
 ) -> None:
     view = "SELECT id, total FROM over_it ORDER BY id"
-    assert warm(reader) == warm(reader, view) == [(1, 1), (2, 2)]
+    assert until_hit(reader, READ) == until_hit(reader, view) == [(1, 1), (2, 2)]
     with proxy.connect() if through else shop.connect() as writer:
         writer.execute(CHANGE)
         assert reader.execute(READ).fetchall() == [(1, 1), (2, 2)]
         for statement in how:
             writer.execute(statement)
         assert reader.execute(READ).fetchall() == reader.execute(view).fetchall() == [(1, 11), (2, 12)]
-    assert warm(reader) == warm(reader, view) == [(1, 11), (2, 12)]
+    assert until_hit(reader, READ) == until_hit(reader, view) == [(1, 11), (2, 12)]
 
 
 def test_a_refresh_that_is_rolled_back_changes_nothing(
     shop: Database, proxy: InnerProxy, reader: psycopg.Connection[Any]
 ) -> None:
-    warm(reader)
+    until_hit(reader, READ)
     shop.execute(CHANGE, "BEGIN; REFRESH MATERIALIZED VIEW shop.sums; ROLLBACK")
     assert reader.execute(READ).fetchall() == [(1, 1), (2, 2)]
 
@@ -131,7 +120,7 @@ def test_an_announced_refresh_by_a_role_without_rights_on_ours(
         f"GRANT ALL ON shop.item, other TO {role}",
         f"ALTER MATERIALIZED VIEW shop.sums OWNER TO {role}",
     )
-    warm(reader)
+    until_hit(reader, READ)
     with shop.connect(role) as writer:
         writer.execute(CHANGE)
         for statement in REFRESHES["beside writes"]:
@@ -145,7 +134,7 @@ def test_without_the_trigger_it_is_refused(shop: Database, make_inner_proxy: Mak
     with proxy.connect() as reader:
         assert why(reader) == "materialized_view"
         set_up(shop)
-        warm(reader)
+        until_hit(reader, READ)
 
 
 UNRELIABLE = {
@@ -184,7 +173,7 @@ def test_where_the_trigger_may_not_run_it_is_refused_and_nothing_stale_is_served
     version = reader.info.server_version
     if "event_triggers" in what[0] and version < 170000:
         pytest.skip("no such setting")
-    warm(reader)
+    until_hit(reader, READ)
     flush = ", bool" if version >= 170000 else ""
     shop.execute(*(statement.format(database=shop.name, flush=flush) for statement in what))
     shop.execute(CHANGE, *REFRESHES["beside writes"])
@@ -195,11 +184,11 @@ def test_where_the_trigger_may_not_run_it_is_refused_and_nothing_stale_is_served
 def test_setup_makes_it_reliable_again_and_teardown_ends_it(
     shop: Database, proxy: InnerProxy, reader: psycopg.Connection[Any]
 ) -> None:
-    warm(reader)
+    until_hit(reader, READ)
     shop.execute(f"ALTER EVENT TRIGGER {TRIGGER} DISABLE")
     assert why(reader) == "materialized_view"
     set_up(shop)
-    warm(reader)
+    until_hit(reader, READ)
     with psycopg.connect(shop.conninfo(), autocommit=True, row_factory=psycopg.rows.dict_row) as connection:
         remove(connection)
     assert why(reader) == "materialized_view"
@@ -215,7 +204,7 @@ def test_cached_without_the_trigger_it_would_be_stale(
     monkeypatch.setattr(resolve, "announces", always)
     proxy = make_inner_proxy(shop.url(), FAR)
     with proxy.connect(options="-c distribcache.consistency=strict") as reader:
-        warm(reader)
+        until_hit(reader, READ)
         shop.execute(CHANGE, *REFRESHES["beside writes"])
         assert reader.execute(READ).fetchall() == [(1, 1), (2, 2)]
 
@@ -224,7 +213,7 @@ def test_cached_without_the_trigger_it_would_be_stale(
 def test_without_alarms_it_would_be_stale(
     proxy: InnerProxy, shop: Database, reader: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    warm(reader)
+    until_hit(reader, READ)
     monkeypatch.setattr(Coverage, "_alarm", lambda *_: None)
     shop.execute(CHANGE, *REFRESHES["beside writes"])
     assert reader.execute(READ).fetchall() == [(1, 1), (2, 2)]

@@ -9,6 +9,7 @@ import psycopg
 import pytest
 from fix_postgres import Database
 from fix_proxy import InnerProxy, MakeInnerProxy, MakeProxy
+from inside import coherence_of, seen
 from rawclient import RawClient
 from wait import until
 
@@ -87,7 +88,7 @@ def test_a_running_cache_lets_go_of_a_database_when_asked(database: Database, ma
 def test_only_who_may_can_make_a_cache_leave(proxy: InnerProxy, database: Database, who: str) -> None:
     """Anybody can write a message into the log, and take a lock."""
     database.execute("DO $$ BEGIN CREATE ROLE a_nobody LOGIN; EXCEPTION WHEN duplicate_object THEN NULL; END $$")
-    followed = next(each for each in proxy.proxy.databases if isinstance(each, DatabaseCoherence))
+    followed = coherence_of(proxy)
     with database.connect(who) as connection:
         connection.execute("SELECT pg_advisory_lock_shared(%s::int, %s::int)", LEAVE_LOCK)
         for _ in range(3):
@@ -118,6 +119,7 @@ _LONG: dict[str, tuple[bytes, bool]] = {
 
 
 def test_a_long_text_is_an_alarm_only_if_it_may_be_ddl(proxy: InnerProxy, database: Database) -> None:
+    seen(proxy, database)  # what was made before, and the cache's own publication
     with RawClient(proxy.host, proxy.port, database.name, seconds=30) as client:
         for name, (sql, alarming) in _LONG.items():
             assert len(sql) > 200_000 or alarming
@@ -130,6 +132,7 @@ def test_a_long_text_is_an_alarm_only_if_it_may_be_ddl(proxy: InnerProxy, databa
 
 def test_a_long_parameter_is_no_alarm(proxy: InnerProxy, database: Database) -> None:
     database.execute("CREATE TABLE blob (a text)")
+    seen(proxy, database)
     with RawClient(proxy.host, proxy.port, database.name, seconds=30) as client:
         client.exchange(parse(b"named", b"INSERT INTO blob VALUES ($1)") + SYNC)
         for name in (b"named", b""):

@@ -5,8 +5,7 @@ from __future__ import annotations
 import psycopg
 import pytest
 from fix_postgres import Database
-from fix_proxy import ProxyProcess, last
-from wait import until
+from fix_proxy import ProxyProcess, last, until_hit
 
 
 @pytest.fixture
@@ -16,21 +15,6 @@ def shop(database: Database) -> Database:
         "INSERT INTO item SELECT i, 'item ' || i, i * 1.5 FROM generate_series(1, 100) i",
     )
     return database
-
-
-def until_hit(
-    connection: psycopg.Connection[object], sql: str, params: tuple[object, ...] | None = None
-) -> list[object]:
-    """Repeat a read until it is answered from memory: the first may come before anything can be filled."""
-    rows: list[object] = []
-
-    def hit() -> bool:
-        nonlocal rows
-        rows = list(connection.execute(sql, params).fetchall())
-        return bool(last(connection)["status"] == "hit")
-
-    until(hit, lambda: f"never a hit: {last(connection)}")
-    return rows
 
 
 def test_simple_protocol_hits(shop: Database, proxy: ProxyProcess) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import psycopg
 import pytest
 from fix_postgres import Database
-from fix_proxy import InnerProxy, MakeInnerProxy, last
+from fix_proxy import InnerProxy, MakeInnerProxy, until_hit
 from muted import kept_and_muted
 from rawclient import RawClient
 from wait import until
@@ -35,14 +35,6 @@ def proxy(stock: Database, make_inner_proxy: MakeInnerProxy) -> InnerProxy:
     return make_inner_proxy(stock.url(), {"freshness.max_staleness": "30s"})
 
 
-def warm(connection: psycopg.Connection[object], sql: str = READ) -> None:
-    def hit() -> bool:
-        connection.execute(sql)
-        return bool(last(connection)["status"] == "hit")
-
-    until(hit, lambda: f"never a hit: {last(connection)}")
-
-
 def neutral(*_args: object, **_kwargs: object) -> object:
     return NEUTRAL
 
@@ -63,7 +55,7 @@ def test_trap_11_lock_then_read_must_read(
     """Coherence trap 11."""
     with proxy.connect(cursor_factory=psycopg.ClientCursor) as connection:
         connection.execute(f"SET distribcache.consistency = {consistency}")
-        warm(connection)
+        until_hit(connection, READ)
         if muted:
             monkeypatch.setattr(standing, "effects", neutral)
         proxy.hold_stream(monkeypatch)
@@ -83,7 +75,7 @@ def test_trap_11_session_lock_then_read_must_read(
     to the server.
     """
     with proxy.connect(cursor_factory=psycopg.ClientCursor) as connection:
-        warm(connection)
+        until_hit(connection, READ)
         if muted:
             monkeypatch.setattr(standing, "effects", neutral)
         proxy.hold_stream(monkeypatch)
@@ -99,7 +91,7 @@ def test_trap_11_notify_then_read_must_read(
     """Coherence trap 11."""
     with proxy.connect() as connection:
         connection.execute("LISTEN changed")
-        warm(connection)
+        until_hit(connection, READ)
         proxy.hold_stream(monkeypatch)
         stock.execute("UPDATE stock SET value = 2", "NOTIFY changed")
         assert [note.channel for note in connection.notifies(timeout=10, stop_after=1)] == ["changed"]
@@ -115,14 +107,14 @@ def test_trap_9_a_portal_bound_before_a_commit_never_fills(
     """
     eventual = "-c distribcache.consistency=eventual"  # never waits, so the sabotaged fill is served for certain
     with RawClient(proxy.host, proxy.port, stock.name, options=eventual) as client, proxy.connect() as connection:
-        warm(connection)
+        until_hit(connection, READ)
         if muted:  # fill at Execute, as if it took the snapshot
             fill_at_execute(monkeypatch)
         client.send(parse(b"s", READ.encode()) + bind(b"", b"s") + FLUSH)
         client.until(b"2")
         stock.execute("UPDATE stock SET value = 2")
         until(lambda: connection.execute(READ).fetchone() == (2,), "the write never arrived")
-        warm(connection)  # V has passed the commit: a fill that begins now would be taken for a new one
+        until_hit(connection, READ)  # V has passed the commit: a fill that begins now would be taken for a new one
         client.send(execute(b"") + SYNC)
         assert client.rows_until_ready() == [[b"1"]]
         client.send(bind(b"", b"s") + execute(b"") + SYNC)
@@ -177,7 +169,7 @@ def test_trap_16_begin_under_a_role_whose_default_is_repeatable_read(
             simple, "may_begin", lambda s: s.why_not() == "" or (None if s.learn_scope() else s.scope is not None)
         )
     with proxy.connect("careful") as connection:
-        warm(connection)
+        until_hit(connection, READ)
         connection.execute("BEGIN")
         first = connection.execute(READ).fetchone()
         stock.execute("UPDATE stock SET value = value + 1")

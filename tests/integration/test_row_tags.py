@@ -9,13 +9,13 @@ import psycopg
 import pytest
 from fix_postgres import Database, create_database, drop_database
 from fix_proxy import InnerProxy, last
+from inside import seen
 from wait import until
 
 from distribcache.catalog import statement
 from distribcache.catalog.rows import RowTag
 from distribcache.cli.postgres import Postgres
-from distribcache.coherence.ledger import Ledger, W
-from distribcache.coherence.lsn import normalise
+from distribcache.coherence.ledger import Ledger
 
 PATIENT = {"freshness.hit_wait": "2s", "freshness.max_staleness": "10s"}
 Connection = psycopg.Connection[Any]
@@ -88,14 +88,6 @@ def warm(connection: Connection, read: Read) -> list[tuple[Any, ...]]:
 
     until(lambda: hit() and hit(), lambda: f"never a hit: {last(connection)}")
     return read(connection)
-
-
-def seen(proxy: InnerProxy, database: Database) -> None:
-    """Wait until all that was committed has been applied."""
-    (position,) = database.execute("SELECT pg_current_wal_flush_lsn() - '0/0'::pg_lsn")[0]
-    coherence = next(iter(proxy.proxy.databases))
-    coherence.note_traffic()
-    until(lambda: coherence.words[W] >= normalise(int(position)))
 
 
 CASES: dict[str, tuple[Read, list[str], list[str]]] = {

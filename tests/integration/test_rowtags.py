@@ -12,7 +12,7 @@ from fix_postgres import Database, MakePostgres, create_database, drop_database
 from followed import Held, eventually, following
 from published import publish
 from rowtag_cases import FULL, KEYED, SCENARIOS, Scenario, play
-from rowtags import Pin, hold, settled, slots
+from rowtags import Pin, hold, null_for_unknown, settled, slots
 
 from distribcache.cli.postgres import Postgres
 from distribcache.coherence.decoding import Collector, Commit
@@ -121,15 +121,6 @@ async def test_without_its_wildcard_a_set_registered_in_mid_transaction_is_stale
 
 def untouched(self: Plan, change: Change, slots: set[int]) -> None:
     """Row slots are never touched."""
-
-
-def null_for_unknown(self: Plan, change: Change, slots: set[int]) -> None:
-    """Trap 8: a value that is not shown counts as NULL."""
-    for side in (change.old, change.new):
-        for one in self.sets:
-            found = [(side or {}).get(name) for name in one.names]
-            if None not in found:
-                slots.add(self.hashed(one.prefix, [value for value in found if value is not None]))
 
 
 def all_kept(self: Plan, change: Change, slots: set[int]) -> None:

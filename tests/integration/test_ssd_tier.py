@@ -11,6 +11,7 @@ import psycopg
 import pytest
 from fix_postgres import Database
 from fix_proxy import InnerProxy, MakeInnerProxy, last
+from inside import warm_of
 from muted import kept_and_muted
 from wait import until
 
@@ -38,12 +39,6 @@ def stock(database: Database) -> Database:
 def make_node(stock: Database, tmp_path: Path, make_inner_proxy: MakeInnerProxy) -> Callable[..., InnerProxy]:
     """A node in front of the test's database, with a directory of its own for L2."""
     return lambda **more: make_inner_proxy(stock.url(), {**SETTINGS, "l2.path": str(tmp_path / "l2"), **more})
-
-
-def warm_of(proxy: InnerProxy) -> WarmCache:
-    near = proxy.proxy.node.store.stack.near
-    assert isinstance(near, WarmCache)
-    return near
 
 
 def as_olap(proxy: InnerProxy) -> Connection:

@@ -9,14 +9,14 @@ import pytest
 from fix_postgres import Database
 from fix_proxy import InnerProxy, MakeInnerProxy
 from fix_stock import warm
+from inside import seen
 from muted import kept_and_muted
 from rawclient import RawClient
 from relay import Relay
+from rowtags import null_for_unknown
 from wait import until
 
 from distribcache.coherence.coverage import Coverage
-from distribcache.coherence.ledger import W
-from distribcache.coherence.lsn import normalise
 from distribcache.coherence.tags import slots_of
 from distribcache.coherence.tuples import Change
 from distribcache.coherence.watching import Plan
@@ -34,14 +34,6 @@ STOCK = (
     "CREATE TABLE part (id int PRIMARY KEY)",
     "INSERT INTO part VALUES (1)",
 )
-
-
-def seen(proxy: InnerProxy, database: Database) -> None:
-    """Wait until all that was committed has been applied."""
-    (position,) = database.execute("SELECT pg_current_wal_flush_lsn() - '0/0'::pg_lsn")[0]
-    (coherence,) = list(proxy.proxy.databases)
-    coherence.note_traffic()
-    until(lambda: coherence.words[W] >= normalise(int(position)), "the stream is late")
 
 
 @kept_and_muted
@@ -127,15 +119,6 @@ def test_trap_7_the_preserved_side_of_an_outer_join_is_not_pinned(
         monkeypatch.setattr(_Reading, "_true_with", lambda self, index: (1 << len(self._filters)) - 1)
     read = query(b"SELECT count(*) FROM stock s LEFT JOIN part p ON p.id = s.id AND s.id = 1")
     assert outlives(client, inner, stock, read, "INSERT INTO stock VALUES (50)") is muted
-
-
-def null_for_unknown(self: Plan, change: Change, slots: set[int]) -> None:
-    """A value that is not shown counts as NULL."""
-    for side in (change.old, change.new):
-        for one in self.sets:
-            found = [(side or {}).get(name) for name in one.names]
-            if None not in found:
-                slots.add(self.hashed(one.prefix, [value for value in found if value is not None]))
 
 
 @kept_and_muted

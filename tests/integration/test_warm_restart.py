@@ -15,6 +15,7 @@ import pytest
 from fix_cli import Cli
 from fix_postgres import QUIET, Database, MakePostgres, create_database, drop_database
 from fix_proxy import InnerProxy, MakeInnerProxy, MakeProxy, ProxyProcess, last
+from inside import coherence_of, keeping_of, warm_of
 from muted import kept_and_muted
 from wait import until
 
@@ -27,11 +28,9 @@ from distribcache.coherence.keeping import Keeping
 from distribcache.coherence.kept import Kept, decode, encode
 from distribcache.coherence.keptfile import KeptFile
 from distribcache.coherence.ledger import Ledger
-from distribcache.coherence.live import DatabaseCoherence
 from distribcache.coherence.lsn import format_lsn
 from distribcache.coherence.reader import Reader
 from distribcache.coherence.resuming import BEGUN_ANEW
-from distribcache.tiers.warm import WarmCache
 
 ENTRIES = 300
 READ = "SELECT id, value, repeat('x', 1200) AS pad FROM stock WHERE id = %s"
@@ -75,24 +74,6 @@ def read(connection: Connection, number: int) -> int:
     row = connection.execute(READ, (number,)).fetchone()
     assert row is not None
     return int(row[1])
-
-
-def warm_of(proxy: InnerProxy) -> WarmCache:
-    near = proxy.proxy.node.store.stack.near
-    assert isinstance(near, WarmCache)
-    return near
-
-
-def coherence_of(proxy: InnerProxy) -> DatabaseCoherence:
-    found = next(iter(proxy.proxy.databases))
-    assert isinstance(found, DatabaseCoherence)
-    return found
-
-
-def keeping_of(proxy: InnerProxy) -> Keeping:
-    found = coherence_of(proxy)._keeping
-    assert found is not None
-    return found
 
 
 def fill(proxy: InnerProxy, entries: int = ENTRIES) -> None:

@@ -10,27 +10,10 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from barewire import DESCRIBE, EXECUTE, SYNC, bare, bind, fields, first_column, message, parse, query, startup
-from fix_postgres import Database
 from fix_proxy import MakeProxy, ProxyProcess, proxies
 from relay import Relay
 
 SQL = "SELECT name FROM item WHERE id = 7"
-
-
-@pytest.fixture(scope="module")
-def relay(shared_shop: Database) -> Iterator[Relay]:
-    with Relay(shared_shop.server.port, only=b"victim") as relay:
-        yield relay
-
-
-@pytest.fixture(scope="module")
-def evil(relay: Relay, shared_shop: Database) -> Iterator[ProxyProcess]:
-    """A proxy whose victim connections see a server that misbehaves; its own connections do not."""
-    with proxies() as make:
-        proxy = make(f"postgresql://postgres@127.0.0.1:{relay.port}/{shared_shop.name}")
-        yield proxy
-        assert proxy.process.poll() is None
-        assert "Traceback" not in "".join(proxy.log)
 
 
 def doubled(one: bytes) -> bytes:

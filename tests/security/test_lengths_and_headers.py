@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 from barewire import ask, bare, fields, first_column, query
-from fix_postgres import Database
-from fix_proxy import ProxyProcess, proxies
+from fix_proxy import ProxyProcess
 from relay import Relay
 
 from distribcache.errors import ProtocolError
@@ -31,21 +30,6 @@ def test_row_14_the_encoder_refuses_what_would_wrap() -> None:
         encode.bind(b"", b"", params=[Vast(), Vast(), Vast(), Vast()])
     with pytest.raises(ProtocolError, match="count"):
         encode.bind(b"", b"", params=[None] * 65536)
-
-
-@pytest.fixture(scope="module")
-def relay(shared_shop: Database) -> Iterator[Relay]:
-    with Relay(shared_shop.server.port, only=b"victim") as relay:
-        yield relay
-
-
-@pytest.fixture(scope="module")
-def evil(relay: Relay, shared_shop: Database) -> Iterator[ProxyProcess]:
-    with proxies() as make:
-        proxy = make(f"postgresql://postgres@127.0.0.1:{relay.port}/{shared_shop.name}")
-        yield proxy
-        assert proxy.process.poll() is None
-        assert "Traceback" not in "".join(proxy.log)
 
 
 def harmed(relay: Relay, evil: ProxyProcess, sql: str, request: bytes, fault: Callable[[int, bytes], bytes]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import psycopg
 import pytest
 from fix_postgres import Database
-from fix_proxy import ProxyProcess, last
+from fix_proxy import ProxyProcess, until_hit
 from wait import until
 
 Connection = psycopg.Connection[Any]
@@ -50,18 +50,6 @@ def connect(shared_proxy: ProxyProcess, protocol: str) -> Callable[..., Connecti
     return make
 
 
-def hot(connection: Connection, sql: str = READ) -> list[Any]:
-    """Read until memory answers."""
-    rows: list[Any] = []
-
-    def hit() -> bool:
-        rows[:] = connection.execute(sql).fetchall()
-        return bool(last(connection)["status"] == "hit")
-
-    until(hit, lambda: f"never a hit: {last(connection)}")
-    return rows
-
-
 def denied(connection: Connection, sql: str = READ) -> bool:
     try:
         connection.execute(sql).fetchall()
@@ -73,7 +61,7 @@ def denied(connection: Connection, sql: str = READ) -> bool:
 def test_cve_2024_45624_set_role(connect: Callable[..., Connection]) -> None:
     """Security row 1."""
     with connect() as admin:
-        hot(admin)
+        until_hit(admin, READ)
         admin.execute("SET ROLE bob")
         assert denied(admin)
         admin.execute("RESET ROLE")
@@ -83,7 +71,7 @@ def test_cve_2024_45624_set_role(connect: Callable[..., Connection]) -> None:
 def test_cve_2024_45624_set_session_authorization(connect: Callable[..., Connection]) -> None:
     """Security row 1."""
     with connect() as admin:
-        hot(admin)
+        until_hit(admin, READ)
         admin.execute("SET SESSION AUTHORIZATION bob")
         assert denied(admin)
         admin.execute("RESET SESSION AUTHORIZATION")
@@ -94,7 +82,7 @@ def test_cve_2024_45624_row_security(connect: Callable[..., Connection]) -> None
     """Security row 1."""
     sql = "SELECT name FROM secret ORDER BY id"
     with connect() as admin, connect("ann") as ann:
-        assert hot(ann, sql) == [("of ann",), ("of bob",)]
+        assert until_hit(ann, sql) == [("of ann",), ("of bob",)]
         admin.execute("CREATE POLICY own ON secret USING (owner = current_user)")
         admin.execute("ALTER TABLE secret ENABLE ROW LEVEL SECURITY")
         for _ in range(5):
@@ -109,7 +97,7 @@ def test_cve_2024_45624_row_security(connect: Callable[..., Connection]) -> None
 def test_cve_2024_45624_revoke(connect: Callable[..., Connection]) -> None:
     """Security row 1."""
     with connect() as admin, connect("ann") as ann:
-        hot(ann)
+        until_hit(ann, READ)
         admin.execute("REVOKE SELECT ON item FROM ann")
         assert denied(ann)
         with connect("ann") as again:
@@ -133,7 +121,7 @@ def test_cve_2024_45624_bypassrls(connect: Callable[..., Connection]) -> None:
 def test_cve_2024_45624_set_schema(connect: Callable[..., Connection]) -> None:
     """Security row 1."""
     with connect() as admin, connect("ann") as ann:
-        hot(ann)
+        until_hit(ann, READ)
         admin.execute("ALTER TABLE item SET SCHEMA other")
         for each in (ann, admin):
             with pytest.raises(psycopg.errors.UndefinedTable):
@@ -143,7 +131,7 @@ def test_cve_2024_45624_set_schema(connect: Callable[..., Connection]) -> None:
 def test_revoke_in_a_transaction_counts_when_it_ends(connect: Callable[..., Connection]) -> None:
     """Security row 1."""
     with connect() as admin, connect("ann") as ann:
-        hot(ann)
+        until_hit(ann, READ)
         admin.execute("BEGIN")
         admin.execute("REVOKE SELECT ON item FROM ann")
         assert not denied(ann)
@@ -154,7 +142,7 @@ def test_revoke_in_a_transaction_counts_when_it_ends(connect: Callable[..., Conn
 def test_cve_2024_10978_role_after_the_transaction(connect: Callable[..., Connection]) -> None:
     """Security rows 2 and 4. SET LOCAL ROLE ends with its transaction, a SET in a rolled back one never was."""
     with connect() as admin:
-        hot(admin)
+        until_hit(admin, READ)
         admin.execute("BEGIN")
         admin.execute("SET LOCAL ROLE bob")
         assert denied(admin)
@@ -173,7 +161,7 @@ def test_cve_2024_10978_role_after_the_transaction(connect: Callable[..., Connec
 def test_rejected_set_role_changes_nothing(connect: Callable[..., Connection]) -> None:
     """Security row 2."""
     with connect() as admin, connect("bob") as bob:
-        hot(admin)
+        until_hit(admin, READ)
         for statement in ("SET ROLE postgres", "SET SESSION AUTHORIZATION postgres", "SET ROLE nobody_at_all"):
             with pytest.raises(psycopg.Error):
                 bob.execute(statement)
@@ -183,7 +171,7 @@ def test_rejected_set_role_changes_nothing(connect: Callable[..., Connection]) -
 def test_set_in_an_aborted_transaction(connect: Callable[..., Connection]) -> None:
     """Security row 2."""
     with connect() as admin:
-        hot(admin)
+        until_hit(admin, READ)
         admin.execute("BEGIN")
         with pytest.raises(psycopg.errors.DivisionByZero):
             admin.execute("SELECT 1 / 0 FROM item")
@@ -197,7 +185,7 @@ def test_set_in_an_aborted_transaction(connect: Callable[..., Connection]) -> No
 def test_savepoint_takes_a_role_back(connect: Callable[..., Connection]) -> None:
     """Security row 2."""
     with connect() as admin:
-        hot(admin)
+        until_hit(admin, READ)
         admin.execute("BEGIN")
         admin.execute("SAVEPOINT before")
         admin.execute("SET ROLE bob")
@@ -229,7 +217,7 @@ def test_role_changed_out_of_sight(connect: Callable[..., Connection], shared_sh
         "CREATE TRIGGER tricky BEFORE INSERT ON secret FOR EACH ROW EXECUTE FUNCTION tricky()",
     )
     with connect() as admin:
-        hot(admin)
+        until_hit(admin, READ)
         admin.execute(hidden)
         assert denied(admin)
         admin.execute("DISCARD ALL")
@@ -241,8 +229,8 @@ def test_search_path_decides_which_table(connect: Callable[..., Connection], sha
     shared_shop.execute("CREATE TABLE other.item (id int, name text)", "INSERT INTO other.item VALUES (1, 'other')")
     with connect() as one, connect(options="-c search_path=other") as two:
         for _ in range(3):
-            assert hot(one) == [("item 1",)]
-            assert hot(two) == [("other",)]
+            assert until_hit(one, READ) == [("item 1",)]
+            assert until_hit(two, READ) == [("other",)]
         one.execute("SET search_path = other, public")
         assert one.execute(READ).fetchall() == [("other",)]
         one.execute("RESET ALL")
@@ -250,7 +238,7 @@ def test_search_path_decides_which_table(connect: Callable[..., Connection], sha
         shared_shop.execute("ALTER ROLE ann SET search_path = other", "GRANT ALL ON SCHEMA other TO ann")
         shared_shop.execute("GRANT ALL ON other.item TO ann")
         with connect("ann") as ann:
-            assert hot(ann) == [("other",)]
+            assert until_hit(ann, READ) == [("other",)]
 
 
 @pytest.mark.parametrize("where", ["here", "do", "before"])
@@ -258,10 +246,10 @@ def test_temporary_table_shadows(connect: Callable[..., Connection], where: str)
     """Coherence trap 12."""
     make = "CREATE TEMP TABLE item (id int, name text)"
     with connect() as other:
-        hot(other)
+        until_hit(other, READ)
         with connect() as one:
             if where != "before":
-                hot(one)
+                until_hit(one, READ)
             one.execute(f"DO $$ BEGIN EXECUTE '{make}'; END $$" if where == "do" else make)
             assert one.execute(READ).fetchall() == []
             one.execute("INSERT INTO item VALUES (1, 'mine')")
@@ -302,13 +290,13 @@ def test_plain_begin_under_a_role_that_defaults_to_repeatable_read(
     """Coherence trap 16."""
     shared_shop.execute("ALTER ROLE ann SET default_transaction_isolation = 'repeatable read'")
     with connect("ann") as ann:
-        hot(ann)
+        until_hit(ann, READ)
         ann.execute("BEGIN")
         assert ann.execute(READ).fetchall() == [("item 1",)]
         assert ann.execute("SHOW transaction_isolation").fetchone() == ("repeatable read",)
         shared_shop.execute("UPDATE item SET name = 'later' WHERE id = 1")
         with connect() as admin:  # another session fills the new row
-            until(lambda: hot(admin) == [("later",)])
+            until(lambda: until_hit(admin, READ) == [("later",)])
         assert ann.execute(READ).fetchall() == [("item 1",)]
         ann.execute("COMMIT")
         assert ann.execute(READ).fetchall() == [("later",)]
@@ -318,7 +306,7 @@ def test_membership_revoked(connect: Callable[..., Connection], shared_shop: Dat
     """Security row 1."""
     shared_shop.execute("GRANT ann TO bob")
     with connect("bob") as bob, connect() as admin:
-        hot(bob)
+        until_hit(bob, READ)
         admin.execute("REVOKE ann FROM bob")
         assert denied(bob)
 
@@ -326,9 +314,9 @@ def test_membership_revoked(connect: Callable[..., Connection], shared_shop: Dat
 def test_readyset_acl_a_role_fills_what_another_may_not_read(connect: Callable[..., Connection]) -> None:
     """Security row 3. Ann may become reader and fills as such; bob has the same text and no right."""
     with connect("ann") as ann, connect("bob") as bob:
-        hot(ann)
+        until_hit(ann, READ)
         assert denied(bob)
-        hot(ann)
+        until_hit(ann, READ)
         assert denied(bob)
 
 
@@ -337,7 +325,7 @@ def test_privilege_revoked_between_parse_and_execute(connect: Callable[..., Conn
     if protocol != "prepared":
         pytest.skip("only a named statement lives long enough")
     with connect("ann") as ann, connect() as admin:
-        hot(ann)
+        until_hit(ann, READ)
         admin.execute("REVOKE SELECT ON item FROM ann")
         assert denied(ann)
 

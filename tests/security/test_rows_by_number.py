@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psycopg
 import pytest
 from barewire import DESCRIBE, EXECUTE, SYNC, Bare, ask, bare, bind, fields, first_column, message, parse
 from fix_postgres import Database, MakePostgres
 from fix_proxy import InnerProxy, MakeInnerProxy, MakeProxy, ProxyProcess, last
+from inside import coherence_of
 from muted import kept_and_muted
 from psycopg import AsyncConnection
 from rawclient import RawClient
@@ -177,14 +177,7 @@ def test_row_17_a_thousand_half_open_connections(database: Database, make_proxy:
                 crowd.append(Bare(proxy.host, proxy.port))
             assert patient.execute("SELECT 1").fetchone() == (1,)  # who is in is served
 
-            def accepted() -> bool:
-                try:
-                    with proxy.connect():
-                        return True
-                except psycopg.OperationalError:
-                    return False
-
-            until(accepted, "nobody gets in any more")
+            until(proxy.accepts, "nobody gets in any more")
             files = Path(f"/proc/{proxy.pid}/fd")
             if files.exists():
                 until(lambda: len(list(files.iterdir())) < 100, lambda: f"{len(list(files.iterdir()))} left open")
@@ -301,7 +294,7 @@ def test_row_24_a_lasting_slot_would_stay(
     database = Database(server, "postgres")
     proxy: InnerProxy = make_inner_proxy(server.url())
     assert slots(database) == 1
-    coherence = next(iter(proxy.proxy.databases))
+    coherence = coherence_of(proxy)
 
     async def die() -> None:
         """As if the process had ended: every socket closes, nothing is said."""

@@ -201,15 +201,7 @@ def test_half_open_connections_do_not_lock_others_out_for_ever(database: Databas
     proxy = make_proxy(database.url(), {"listen.max_unauthenticated": "50", "listen.login_timeout": "1s"})
     crowd = [Bare(proxy.host, proxy.port) for _ in range(300)]
     try:
-
-        def accepted() -> bool:
-            try:
-                with proxy.connect():
-                    return True
-            except psycopg.OperationalError:
-                return False
-
-        until(accepted)
+        until(proxy.accepts)
     finally:
         for one in crowd:
             one.close()
