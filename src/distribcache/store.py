@@ -241,6 +241,8 @@ class Store:
         if slots is None or not 0 < record.analysis <= record.fill:
             return None
         now, wall = now_ns(), wall_time()
+        if coherence.mode == "ttl" and record.is_ahead(wall):
+            return None
         entry = make_entry(
             record.payload,
             fill=record.fill,

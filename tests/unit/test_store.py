@@ -165,6 +165,17 @@ async def test_an_answer_of_a_node_whose_clock_is_ahead_lives_no_longer_than_its
     assert entry is not None and left_s - 5 < entry[EXPIRES] - store.clock.now <= left_s
 
 
+@pytest.mark.parametrize(("ahead_s", "found"), [(0, True), (2, True), (60, False)])
+async def test_where_only_time_ends_an_answer_one_from_the_future_is_none(
+    store: Store, followed: Any, ahead_s: float, found: bool
+) -> None:
+    """How long ago it was PostgreSQL's is all that is promised, and nobody knows it."""
+    followed.mode = "ttl"
+    wall = wall_time() + ahead_s
+    far_of(store).held[EVERYTHING.digest] = written(filled_at=wall, expires_at=wall + 60)
+    assert (await store.rise_far(KEY, EVERYTHING, followed) is not None) is found
+
+
 def test_tags_from_outside_take_no_slots() -> None:
     """Whoever can write to L3 could fill the ledger with relations that nobody has."""
     database = DatabaseCoherence("dbname=shop", "shop")

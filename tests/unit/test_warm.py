@@ -372,7 +372,7 @@ def test_a_clock_that_was_set_back_does_not_make_records_live_longer(
     muted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if muted:
-        monkeypatch.setattr(warm_module, "_FUTURE", float("inf"))
+        monkeypatch.setattr("distribcache.tiers.base._FUTURE_S", float("inf"))
     wall = Wall()
     with warm(tmp_path / "l2", wall) as cache:
         cache.put(digest(1), record(ttl=60))

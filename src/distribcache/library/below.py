@@ -71,9 +71,9 @@ class Below:
         near = stack.find_near(_timeless(key))
         found = await stack.fetch_near(_timeless(key)) if isinstance(near, Large) else near
         found = found or await stack.find_far(_timeless(key))
-        if found is None or found.epoch != _EPOCH:
-            return None
         now, wall = now_ns(), wall_time()
+        if found is None or found.epoch != _EPOCH or found.is_ahead(wall):
+            return None
         entry = make_entry(
             found.payload, fill=0, analysis=0, slots=(), epoch=TIMELESS,
             expires=keeper.clock.now + found.left(wall), cost_ns=0,

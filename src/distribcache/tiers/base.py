@@ -27,6 +27,10 @@ Digest = bytes
 """16 bytes: the key of a record."""
 
 
+_FUTURE_S = 5.0
+"""By so much clocks may differ."""
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
     """An answer at rest. Positions are end LSNs of commit records, times seconds since the Unix epoch."""
@@ -48,6 +52,10 @@ class Record:
     tables: str
     """Names with commas between, for people."""
     workload: str
+
+    def is_ahead(self, wall: float) -> bool:
+        """Was it made in the future, as far as our clock knows? Then nobody knows its age, and its end means nothing."""
+        return self.filled_at - wall > _FUTURE_S
 
     def left(self, wall: float) -> float:
         """Seconds until it ends. A clock that is ahead of ours, or one that was set back, makes none of them more."""

@@ -48,7 +48,6 @@ PRESSED_FROM: Final = 0.8
 """From this share of the size on, rule 4 holds."""
 _OPENING: Final = 2.0
 _LEAVING: Final = 10.0
-_FUTURE: Final = 5.0
 _PER_WANTED: Final = 16384
 _LEAST_WANTED: Final = 1 << 12
 _MOST_WANTED: Final = 1 << 17
@@ -207,7 +206,7 @@ class WarmCache:
 
     def _is_live(self, record: Record) -> bool:
         now = self._now()
-        return record.expires_at > now and record.filled_at - now <= _FUTURE
+        return record.expires_at > now and not record.is_ahead(now)
 
     def _refusal(self, digest: Digest, record: Record) -> str:
         if self._keeper.reason:
