@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import subprocess
 import sys
@@ -163,6 +164,7 @@ def test_a_decorator_without_terms() -> None:
         assert twice(4) == 8 and runs == [4]
         twice.invalidate(4)
         assert twice(4) == 8 and runs == [4, 4]
+        assert cache.cached(functools.partial(pow, 2))(5) == 32
 
 
 def test_an_entry_is_bytes_and_lives_for_a_duration() -> None:

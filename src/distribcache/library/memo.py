@@ -1,9 +1,7 @@
 """``cached``: what a function returned, until time, a commit or a hand ends it.
 
 Rules:
-1. The key is the function and its arguments, canonical and typed: ``1``, ``True``, ``1.0``, ``"1"`` are four. What has
-   no canonical bytes (``self``, a connection) raises TypeError, unless ``key=`` says what to take instead. By name or
-   by place, given or left to its default: an argument is the same one.
+1. The key is the function and its arguments (``arguments``).
 2. One run per key at a time, whoever calls: tasks of any loop, threads. Those who waited look again.
 3. With ``tables=`` and a database that is followed, F is read before the function runs, and a commit that touches one
    of the tables ends the value. ``stale=`` bridges the end of a TTL only: what a commit ended is never served again.
@@ -19,16 +17,13 @@ from __future__ import annotations
 
 import functools
 import inspect
-import re
-import sys
-from collections.abc import Awaitable, Callable, Sequence
-from itertools import count
-from string import Formatter
+from collections.abc import Awaitable, Callable
 from typing import Any, Final, ParamSpec, Protocol, Self, TypeVar, overload
 
 from distribcache.clock import now_ns
 from distribcache.entry import AT_NS, COST_NS, PAYLOAD, TABLES, Entry, make_entry
 from distribcache.errors import ConfigError, SerializationError
+from distribcache.library.arguments import Arguments
 from distribcache.library.dependence import Dependence, depend
 from distribcache.library.flights import Flight
 from distribcache.library.keeper import TIMELESS
@@ -36,20 +31,18 @@ from distribcache.library.memos import Memos
 from distribcache.library.outcome import Outcome, last
 from distribcache.library.steps import Steps, Wait, block, go
 from distribcache.library.terms import Terms
-from distribcache.library.values import key_of, pack, unpack
+from distribcache.library.values import pack, unpack
 from distribcache.query import WorkloadType
 from distribcache.tiers.base import Key
 
 __all__ = ["Cached", "Memo"]
 
-_KIND: Final = "call"
 _VALUE, _NONE, _FAILURE = range(3)
 _TRIES: Final = 4
 _NS: Final = 1e9
 
 P = ParamSpec("P")
 R = TypeVar("R")
-_numbers = count(1)
 
 
 class Cached(Protocol[P, R]):
@@ -83,55 +76,9 @@ class Memo:
         self._keeper = memos.keeper
         self._function = function
         self._terms = terms
-        # Functions made in a loop share their names, so a name is no key.
-        self._number = next(_numbers)
-        self.label = f"{function.__module__}.{function.__qualname__}"
-        self._formats = any("{" in tag for tag in terms.tags) if isinstance(terms.tags, tuple) else False
-        self._signature = inspect.signature(function) if self._formats else None
-        if self._signature is not None:
-            self._check_tags(self._signature)
-        self._ways = _Ways(function)
+        self.label = f"{function.__module__}.{getattr(function, '__qualname__', type(function).__qualname__)}"
+        self.key = Arguments(function, self.label, terms, memos.generation).key
         self.blocking = not inspect.iscoroutinefunction(function)
-
-    def _check_tags(self, signature: inspect.Signature) -> None:
-        for tag in self._terms.tags if isinstance(self._terms.tags, tuple) else ():
-            for _, field, _, _ in Formatter().parse(tag):
-                name = re.split(r"[.\[]", field or "", maxsplit=1)[0]
-                if field is not None and name not in signature.parameters:
-                    raise ConfigError(
-                        f"{tag!r} names no argument of {self.label}", where="cached: tags",
-                        hint=f"there are {', '.join(signature.parameters) or 'none'}",
-                    )  # fmt: skip
-
-    # -- keys
-
-    def key(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Key:
-        """Raises TypeError for arguments that have no canonical bytes."""
-        terms = self._terms
-        try:
-            if terms.key is not None:
-                request = key_of([terms.key(*args, **kwargs)])
-            else:
-                if kwargs or len(args) < self._ways.enough:
-                    args, kwargs = self._ways.one(args, kwargs)
-                request = key_of([args, kwargs] if kwargs else [args])
-        except SerializationError as error:
-            raise TypeError(
-                f"{self.label}: {error.message}; give key=lambda …: what tells one call from another"
-            ) from None
-        if not terms.tags:
-            return (_KIND, self._number, 0, request)
-        return (_KIND, self._number, tuple(map(self._memos.generation, self._tags(args, kwargs))), request)
-
-    def _tags(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Sequence[str]:
-        tags = self._terms.tags
-        if not isinstance(tags, tuple):
-            return tuple(tags(*args, **kwargs))
-        if self._signature is None:
-            return tags
-        bound = self._signature.bind(*args, **kwargs)
-        bound.apply_defaults()
-        return tuple(tag.format(**bound.arguments) for tag in tags)
 
     # -- calls
 
@@ -340,46 +287,3 @@ def _comes_back(failure: Exception) -> bool:
         return (again.args, str(again), vars(again)) == (failure.args, str(failure), vars(failure))
     except Exception:  # noqa: BLE001 - whatever it is, it is not kept
         return False
-
-
-class _Ways:
-    """The ways to give a function its arguments. ``enough`` of them by place are all that it has."""
-
-    __slots__ = ("_defaults", "_signature", "enough")
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self._signature: inspect.Signature | None = None
-        self._defaults: dict[str, Any] = {}
-        self.enough = 0
-        try:
-            self._signature = inspect.signature(function)
-        except (TypeError, ValueError):  # one that does not tell
-            return
-        for place, parameter in enumerate(self._signature.parameters.values(), 1):
-            by_place = parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
-            if parameter.default is not parameter.empty:
-                if not _has_key(parameter.default):
-                    continue
-                self._defaults[parameter.name] = parameter.default
-                self.enough = max(self.enough, place if by_place else sys.maxsize)
-            elif by_place:
-                self.enough = place
-
-    def one(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The one way that stands for all."""
-        if self._signature is None:
-            return args, kwargs
-        try:
-            bound = self._signature.bind(*args, **kwargs)
-        except TypeError:  # the function says what is wrong
-            return args, kwargs
-        bound.arguments = {**self._defaults, **bound.arguments}
-        return bound.args, bound.kwargs
-
-
-def _has_key(value: Any) -> bool:
-    try:
-        key_of(value)
-    except SerializationError:
-        return False
-    return True
