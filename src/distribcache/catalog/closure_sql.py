@@ -100,7 +100,8 @@ dep(cls, obj, slot) AS (
       AND p.deptype = 'n'
     UNION ALL
     SELECT 'pg_type'::regclass, t, false FROM pg_proc f, unnest(f.proargtypes::oid[] || f.prorettype) t
-    WHERE d.cls = 'pg_proc'::regclass AND f.oid = d.obj AND d.obj >= 16384 AND t >= 16384
+    WHERE d.cls = 'pg_proc'::regclass AND f.oid = d.obj AND d.obj >= 16384
+      AND (t >= 16384 OR t IN ('timetz'::regtype, 'regclass'::regtype))
       AND NOT EXISTS (SELECT FROM pg_depend p WHERE p.classid = 'pg_proc'::regclass AND p.objid = f.oid
         AND p.deptype = 'e')
     UNION ALL

@@ -20,13 +20,14 @@ from distribcache.sql.functions import (
 from distribcache.sql.origin import POLYMORPHIC
 from distribcache.sql.timewords import names_a_moment
 
-__all__ = ["TIMETZ", "judge_function", "judge_relation", "turns_with_the_clock"]
+__all__ = ["REGCLASS", "TIMETZ", "judge_function", "judge_relation", "turns_with_the_clock"]
 
 Verdict = tuple[Refusal | None, bool]
 
 _FINE: Verdict = (None, True)
 _CATALOGS = frozenset({"pg_catalog", "information_schema", "pg_toast"})
 TIMETZ = 1266
+REGCLASS = 2205
 # date, time, timestamp, timestamptz, timetz: reading their text may ask the clock.
 TIME_OF_DAY = 1083
 _DATED = frozenset({1082, 1114, 1184})

@@ -23,7 +23,7 @@ from distribcache.catalog.announcing import announces
 from distribcache.catalog.bodies import Body, qualified
 from distribcache.catalog.closure_sql import CLOSURE
 from distribcache.catalog.facts import BUILTIN, Answer, Relation, question
-from distribcache.catalog.judgement import TIMETZ, judge_function, judge_relation, turns_with_the_clock
+from distribcache.catalog.judgement import REGCLASS, TIMETZ, judge_function, judge_relation, turns_with_the_clock
 from distribcache.catalog.publications import UNPUBLISHED_SQL
 from distribcache.catalog.rows import Pinnable, pinnable
 from distribcache.sql.cacheability import FunctionCall, Name, Names, Refusal
@@ -297,6 +297,9 @@ def _types(names: Names, answer: Answer) -> Iterator[tuple[Refusal | None, bool]
     if TIMETZ in answer.types:
         # Its text is read and its zone applied with the date of today.
         yield Refusal("time_dependent", "time with time zone"), True
+    if REGCLASS in answer.types:
+        # Shown by name, also that of an index, a sequence or a temporary table, whose changes nobody looks for.
+        yield Refusal("reg_type", "regclass"), True
     for one in answer.types.values():
         if one.oid >= BUILTIN and one.kind == "b" and one.name in SESSION_TYPES:
             yield Refusal("user_type", f"{one.schema}.{one.name}"), True
