@@ -54,7 +54,7 @@ class Record:
     workload: str
 
     def is_ahead(self, wall: float) -> bool:
-        """Was it made in the future, as far as our clock knows? Then nobody knows its age, and its end means nothing."""
+        """Was it made in the future, by our clock? Then nobody knows its age, and its end means nothing."""
         return self.filled_at - wall > _FUTURE_S
 
     def left(self, wall: float) -> float:
