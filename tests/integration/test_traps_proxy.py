@@ -17,11 +17,12 @@ from wait import until
 from distribcache.coherence.database import Databases
 from distribcache.coherence.ledger import SCHEMA
 from distribcache.entry import TOUCHED, Entry
-from distribcache.proxy import extended, forward, local, standing
+from distribcache.proxy import extended, forward, local, session, standing
 from distribcache.proxy.connection import Connection
 from distribcache.proxy.login import Login
 from distribcache.proxy.prepared import Prepared
 from distribcache.proxy.session import Session
+from distribcache.proxy.single import NOT_HERE
 from distribcache.proxy.standing import Standing
 from distribcache.sql import effects
 from distribcache.wire.messages import FLUSH, PARSE_COMPLETE, SYNC, Front, bind, describe, execute, parse, query
@@ -56,6 +57,7 @@ def test_trap_1_one_name_for_two_statements(
     if muted:
         monkeypatch.setattr(local, "key_of", by_name)
         monkeypatch.setattr(forward, "key_of", by_name)
+        monkeypatch.setattr(session, "single", lambda *_: NOT_HERE)
     for each, sql in ((client, READ), (second, OTHER)):
         each.exchange(parse(b"s1", sql) + SYNC)
     warm(client, AGAIN)
@@ -110,6 +112,7 @@ def test_trap_4_a_row_limit_is_part_of_the_key(
 
         monkeypatch.setattr(local, "key_of", without_limit)
         monkeypatch.setattr(forward, "key_of", without_limit)
+        monkeypatch.setattr(session, "single", lambda *_: NOT_HERE)
     client.exchange(parse(b"s1", ALL) + SYNC)
     warm(client, AGAIN)
     assert client.rows(bind(b"", b"s1") + execute(b"", 1) + SYNC) == ([[b"1"], [b"2"]] if muted else [[b"1"]])

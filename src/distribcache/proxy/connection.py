@@ -276,6 +276,7 @@ class Connection(asyncio.Protocol):
         self.session = session
         self.node.sessions[(login.pid, login.secret)] = session
         self.node.live.add(session)
+        self.node.newcomers[session] = None
         self.node.totals.sessions += 1
         if rest:
             session.from_upstream(rest)
@@ -376,6 +377,7 @@ class Connection(asyncio.Protocol):
         if self.session is not None:
             self.session.close()
             self.node.live.discard(self.session)
+            self.node.newcomers.pop(self.session, None)
             login = self.login
             if login is not None:
                 self.node.sessions.pop((login.pid, login.secret), None)

@@ -24,6 +24,8 @@ _PAUSE = 0.2
 _BACKLOG = 1024
 _LOOK = 4
 """Ticks between two looks at which databases are being read from memory."""
+_INTRODUCED = 20
+"""Sessions whose scope is asked for per tick, at most."""
 _SWEEP = 1000
 """Entries looked at for their end per tick."""
 
@@ -154,6 +156,7 @@ class Listener:
         node.clock.tick()
         node.l1.expire(node.clock.now, _SWEEP)
         node.store.settle()
+        node.introduce(_INTRODUCED)
         self._ticks += 1
         if not self._ticks % _LOOK:
             node.note_traffic()

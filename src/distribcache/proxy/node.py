@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
 from distribcache.catalog.statement import Analyst
@@ -112,6 +113,8 @@ class Node:
         self.totals = Totals()
         self.sessions: dict[tuple[int, bytes], Session] = {}
         self.live: set[Session] = set()
+        self.newcomers: dict[Session, None] = {}
+        """Live sessions that were not introduced yet, in the order in which they began."""
         self._known: dict[str, Database] = {}
         self.peers: Peers | None = None
         """Where there are several workers: the way to the others."""
@@ -143,6 +146,12 @@ class Node:
     def leave(self, name: str) -> None:
         """A client's session in database ``name`` is over."""
         self.databases.release(name)
+
+    def introduce(self, most: int) -> None:
+        """Ask for the scopes of that many sessions that have begun: their first reads need not wait for that."""
+        for session in list(islice(self.newcomers, most)):
+            del self.newcomers[session]
+            session.introduce()
 
     def note_traffic(self) -> None:
         """Tell each database whose sessions had hits since the last call: the hit path itself tells nobody."""

@@ -206,9 +206,7 @@ class Session(Standing):
             self.coherence.raise_floor(now_ns())
         if self.txn.ddl:
             self.coherence.catalogue_alarm("session_lost")
-        for fill in self.fills:
-            self.node.landed(fill)
-        self.fills.clear()
+        self.drop_fills()
         if self._leaving is not None:  # the statement that they were left for was never sent
             leaving, names = self._leaving
             leaving.add_done_callback(lambda _: self.node.databases.reopen(names))
@@ -386,6 +384,11 @@ class Session(Standing):
         self.awaiting = True
         self.hot.ident = 0
         self.wires.to_upstream(question)
+
+    def introduce(self) -> None:
+        """Ask for the scope of a session that has begun and is idle, before its client needs it."""
+        if self.scope is None and self.idle and self.will_ask():
+            self.questions.scope()
 
     def learn_scope(self) -> bool:
         """Ask for the session's scope if that is possible now; True when an answer is being waited for."""

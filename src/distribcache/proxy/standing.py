@@ -342,6 +342,12 @@ class Standing:
             self._databases = ()
         self.refresh()
 
+    def drop_fills(self) -> None:
+        """End what was to be filled: its replies do not come."""
+        for fill in self.fills:
+            self.node.landed(fill)
+        self.fills.clear()
+
     def _on_commit(self) -> None:
         """A completion that is relayed before ReadyForQuery acknowledges what was done so far."""
         if self.txn.impure:
