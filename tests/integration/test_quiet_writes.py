@@ -12,6 +12,7 @@ from rawclient import RawClient
 from wait import until
 
 from distribcache.catalog import writes
+from distribcache.catalog.meaning import NO_NAMES, Meaning
 from distribcache.proxy.questions import Questions
 from distribcache.wire.messages import SYNC, bind, execute, parse, query
 
@@ -239,8 +240,8 @@ def test_a_loud_write_has_the_scope_asked_again(
 def test_muted_the_write_would_not_be_noticed(
     proxy: InnerProxy, client: RawClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def quiet(*_: object) -> None:
-        return None
+    async def quiet(*_: object) -> tuple[None, Meaning]:
+        return None, NO_NAMES
 
     monkeypatch.setattr(writes, "why_loud", quiet)
     warm(client)

@@ -210,7 +210,9 @@ SELECT 'function', f.oid::int8, json_build_object(
       WHERE g.aggfnoid = f.oid AND f.oid >= 16384),
     'returns', f.prorettype::int8,
     'scalar', f.proargmodes IS NULL AND (r.typtype NOT IN ('c', 'p') OR f.prorettype = 'anyelement'::regtype),
-    'internal', f.pronargs > 0 AND f.proargtypes[0] IN ('cstring'::regtype, 'internal'::regtype))::text
+    'internal', f.pronargs > 0 AND f.proargtypes[0] IN ('cstring'::regtype, 'internal'::regtype),
+    'finds', f.proargtypes::oid[] && '{regproc,regprocedure,regoper,regoperator,regclass,regtype,regconfig,
+      regdictionary,regnamespace,regrole,regcollation}'::regtype[]::oid[])::text
 FROM object o JOIN pg_proc f ON o.cls = 'pg_proc'::regclass AND f.oid = o.obj
 JOIN pg_namespace s ON s.oid = f.pronamespace JOIN pg_language l ON l.oid = f.prolang
 JOIN pg_type r ON r.oid = f.prorettype

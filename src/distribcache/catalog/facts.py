@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from distribcache.catalog.meaning import Meaning, meaning_of
 from distribcache.sql.cacheability import FunctionCall, Name, Names
 
 __all__ = ["BUILTIN", "Answer", "Function", "Relation", "Support", "Type", "question"]
@@ -49,7 +50,8 @@ class Function:
     """``scalar``: in FROM it brings exactly one column, named like itself. ``internal``: takes unchecked raw input.
 
     ``body`` is visible (BEGIN ATOMIC, RETURN); ``source`` is the text of any other SQL function; ``defaults`` are the
-    expressions for arguments left out; ``starts`` are an aggregate's first states, as text.
+    expressions for arguments left out; ``starts`` are an aggregate's first states, as text. ``finds``: a constant may
+    be the name of an object (a text search configuration, say), which is looked up when the statement is parsed.
     """
 
     oid: int
@@ -68,6 +70,7 @@ class Function:
     returns: int
     scalar: bool
     internal: bool
+    finds: bool = False
 
     @property
     def builtin(self) -> bool:
@@ -112,6 +115,8 @@ class Answer:
     relation_of: dict[Name, int] = field(default_factory=dict)
     functions_of: dict[FunctionCall, set[int]] = field(default_factory=dict)
     types_of: dict[Name, set[int]] = field(default_factory=dict)
+    seeds: set[tuple[str, int, int]] = field(default_factory=set)
+    """(kind, which of the names asked for, oid), over all questions."""
     encoding: str = "UTF8"
     # An extension that keeps the rows of ordinary tables on other servers.
     elsewhere: str = ""
@@ -147,6 +152,7 @@ class Answer:
                     self.supports[kind, oid] = Support(kind, facts["name"], facts["function"], operands, strict)
 
     def _seed(self, asked: Names, what: str, number: int, oid: int) -> None:
+        self.seeds.add((what, number, oid))
         match what:
             case "relation":
                 self.relation_of[asked.relations[number - 1]] = oid
@@ -154,6 +160,12 @@ class Answer:
                 self.functions_of[asked.functions[number - 1]].add(oid)
             case "type":
                 self.types_of[asked.types[number - 1]].add(oid)
+
+    def meaning(self, asked: Names) -> Meaning:
+        """What ``asked`` means, if it was the only question so far."""
+        casts = {("cast", 0, oid) for kind, oid in self.supports if kind == "cast"}
+        finds = any(self.functions[oid].finds for oids in self.functions_of.values() for oid in oids)
+        return meaning_of(frozenset(self.seeds | casts), vague=finds or asked.collates)
 
     def _relation(self, oid: int, facts: dict[str, Any]) -> None:
         policies = facts["policies"]

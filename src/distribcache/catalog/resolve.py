@@ -15,7 +15,7 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from distribcache.catalog import bodies
@@ -24,6 +24,7 @@ from distribcache.catalog.bodies import Body, qualified
 from distribcache.catalog.closure_sql import CLOSURE
 from distribcache.catalog.facts import BUILTIN, Answer, Relation, question
 from distribcache.catalog.judgement import REGCLASS, TIMETZ, judge_function, judge_relation, turns_with_the_clock
+from distribcache.catalog.meaning import NO_NAMES, Meaning
 from distribcache.catalog.publications import UNPUBLISHED_SQL
 from distribcache.catalog.rows import Pinnable, pinnable
 from distribcache.sql.cacheability import FunctionCall, Name, Names, Refusal
@@ -50,7 +51,7 @@ class Resolution:
     """What names depend on. ``roots``: relations to watch, by oid; ``members``: all relations of the closure.
 
     ``rows``: the relations, by the names asked for, whose rows a text may pin. ``settings``: what policies read and the
-    key has to hold.
+    key has to hold. ``meaning``: what the names stand for.
     """
 
     refusal: Refusal | None
@@ -59,6 +60,7 @@ class Resolution:
     members: tuple[tuple[int, str], ...] = ()
     rows: Mapping[Name, Pinnable] = field(default_factory=dict)
     settings: frozenset[str] = frozenset()
+    meaning: Meaning = NO_NAMES
 
 
 async def resolve(ask: Ask, schemas: Sequence[str], names: Names, *, published: bool = False) -> Resolution:
@@ -73,8 +75,10 @@ async def resolve(ask: Ask, schemas: Sequence[str], names: Names, *, published: 
     texts: list[Body] = []
     asked = _with_calls_as_types(names)
     done: set[tuple[str, int]] = set()
+    meaning: Meaning | None = None
     for _ in range(_ROUNDS):
         await _ask_closure(ask, path, asked, answer)
+        meaning = meaning or answer.meaning(names)  # what definitions name is bound to objects already
         fresh = list(_definitions(answer, done))
         texts += fresh
         functions = tuple({call for body in fresh for call in body.asked.functions} - answer.functions_of.keys())
@@ -82,7 +86,8 @@ async def resolve(ask: Ask, schemas: Sequence[str], names: Names, *, published: 
         if not functions and not types:
             matviews = any(one.kind == "m" for one in answer.relations.values()) and await announces(ask)
             silent = await _unpublished(ask, answer) if published else None
-            return _judge(names, answer, texts, path, matviews=matviews, silent=silent)
+            judged = _judge(names, answer, texts, path, matviews=matviews, silent=silent)
+            return replace(judged, meaning=meaning)
         asked = Names(functions=functions, types=tuple(types))
     return Resolution(Refusal("user_function", "nested definitions"), False)
 

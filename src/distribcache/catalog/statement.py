@@ -23,6 +23,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from distribcache.catalog.definers import Definers
+from distribcache.catalog.meaning import NO_NAMES, Meaning
 from distribcache.catalog.resolve import Ask, Resolution, resolve
 from distribcache.catalog.rows import RowTag, row_tags
 from distribcache.catalog.writes import Writes
@@ -53,7 +54,7 @@ class Analysis:
     ``pure``: a proven pure read, cacheable or not. ``slots``: ledger slots of the relations to watch, sorted, without
     repetitions; empty when refused. ``tables``: their qualified names. ``analysis_lsn`` is A of coherence rule R1.
     ``rows``: what to watch of those relations that have no slot in ``slots``. ``settings``: what the session's scope
-    has to hold, because a policy reads it.
+    has to hold, because a policy reads it. ``meaning``: what the names of the only statement stand for.
     """
 
     parsed: Parsed
@@ -66,6 +67,7 @@ class Analysis:
     nocache: bool = False
     rows: tuple[RowTag, ...] = ()
     settings: frozenset[str] = frozenset()
+    meaning: Meaning = NO_NAMES
 
 
 @dataclass(slots=True)
@@ -167,6 +169,27 @@ class Analyst:
                     return Analysis(known.parsed, Refusal("analysis_failed", type(problem).__name__), False, 0)
             resolutions.append(found)
         return self._conclude(known, schemas, resolutions)
+
+    def meaning(self, text: bytes, schemas: Schemas) -> Meaning | None:
+        """What the names of a text of one statement were last found to mean; None if that was never asked. Never waits.
+
+        It may be older than the schema: whoever compares it then finds a difference that is none, but misses none.
+        """
+        parsed = self._text(text).parsed
+        if parsed.error or len(parsed.statements) != 1:
+            return None
+        statement = parsed.statements[0]
+        if not statement.is_pure_candidate:
+            return self.writes.meaning(statement, schemas)
+        known = _TRIVIAL if statement.names == _NOTHING else self._names.get((schemas, statement.names))
+        return None if known is None else known.resolution.meaning
+
+    async def find_meaning(self, text: bytes, schemas: Schemas) -> None:
+        """Ask for the meaning of a read, also while no answer can be dated. Raises UpstreamError."""
+        if self.meaning(text, schemas) is None:
+            for statement in self._text(text).parsed.statements:
+                if statement.is_pure_candidate:
+                    await self._single_flight(statement.names, schemas)
 
     def forget(self) -> None:
         """Drop everything, such as when the database is another one now."""
@@ -273,6 +296,7 @@ class Analyst:
         if len(parsed.statements) > 1:
             return Analysis(parsed, Refusal("several_statements"), pure, lsn, nocache=nocache)
         statement, resolution = parsed.statements[0], resolutions[0].resolution
+        meaning = resolution.meaning
         refusal = statement.refusal or resolution.refusal
         if refusal is None and not resolution.roots:
             # A view over nothing.
@@ -280,11 +304,11 @@ class Analyst:
         tables = tuple(name for _, name in resolution.roots)
         workload = self._classify(statement.shape) if statement.kind is Kind.READ else WorkloadType.MIXED
         if refusal is not None:
-            return Analysis(parsed, refusal, pure, lsn, (), tables, workload, nocache)
+            return Analysis(parsed, refusal, pure, lsn, (), tables, workload, nocache, meaning=meaning)
         by_oid = {oid: self._slot_of(oid) for oid, _ in resolution.roots}
         rows = self._rows(statement, resolution, by_oid)
         slots = tuple(sorted({slot for oid, slot in by_oid.items() if not any(row.oid == oid for row in rows)}))
-        return Analysis(parsed, None, pure, lsn, slots, tables, workload, nocache, rows, resolution.settings)
+        return Analysis(parsed, None, pure, lsn, slots, tables, workload, nocache, rows, resolution.settings, meaning)
 
     def _rows(self, statement: Statement, resolution: Resolution, slots: Mapping[int, int]) -> tuple[RowTag, ...]:
         relations = resolution.rows

@@ -39,9 +39,10 @@ from distribcache.catalog import bodies
 from distribcache.catalog.bodies import Body
 from distribcache.catalog.facts import BUILTIN, Answer, Function
 from distribcache.catalog.judgement import judge_function
+from distribcache.catalog.meaning import Meaning
 from distribcache.catalog.resolve import Ask, closure, names_found
 from distribcache.catalog.writes_sql import WRITES
-from distribcache.sql.cacheability import Names, Parsed, Refusal
+from distribcache.sql.cacheability import Names, Parsed, Refusal, Statement
 
 __all__ = ["Writes", "why_loud"]
 
@@ -57,11 +58,19 @@ Schemas = tuple[str, ...]
 Key = tuple[Schemas, Names]
 
 
-async def why_loud(ask: Ask, schemas: Sequence[str], names: Names) -> Refusal | None:
-    """Why a write with these names may run code of a user's; None when it is quiet. Raises what ``ask`` raises."""
+async def why_loud(ask: Ask, schemas: Sequence[str], names: Names) -> tuple[Refusal | None, Meaning]:
+    """Why a write with these names may run code of a user's; None when it is quiet. And what the names mean.
+
+    Raises what ``ask`` raises.
+    """
     path = [*schemas, "pg_catalog"] if "pg_catalog" not in schemas else list(schemas)
     answer = Answer()
     await closure(ask, path, names, answer)
+    meaning = answer.meaning(names)
+    return await _why_loud(ask, path, names, answer), meaning
+
+
+async def _why_loud(ask: Ask, path: list[str], names: Names, answer: Answer) -> Refusal | None:
     missing = next((reason for reason, _ in names_found(names, answer) if reason is not None), None)
     if missing is not None:
         return missing
@@ -102,7 +111,7 @@ class Writes:
         self._ask = ask
         self._visible = visible
         self._schema_lsn = schema_lsn
-        self._known: OrderedDict[Key, tuple[int, Refusal | None]] = OrderedDict()
+        self._known: OrderedDict[Key, tuple[int, Refusal | None, Meaning]] = OrderedDict()
         self._asking: dict[Key, asyncio.Task[None]] = {}
 
     def are_quiet(self, parsed: Parsed, schemas: Schemas) -> bool:
@@ -118,6 +127,11 @@ class Writes:
             self._asking[key] = asyncio.get_running_loop().create_task(self._learn(key))
         return False
 
+    def meaning(self, statement: Statement, schemas: Schemas) -> Meaning | None:
+        """What the names of a write were last found to mean; None if that was never asked."""
+        known = self._known.get((schemas, statement.names)) if statement.is_write_candidate else None
+        return None if known is None else known[2]
+
     def forget(self) -> None:
         """Drop everything, such as when the database is another one now."""
         self._known.clear()
@@ -127,8 +141,7 @@ class Writes:
             lsn = self._visible()  # before the first question
             if not lsn:
                 return
-            reason = await why_loud(self._ask, *key)
-            self._known[key] = lsn, reason
+            self._known[key] = lsn, *await why_loud(self._ask, *key)
             while len(self._known) > _MOST:
                 self._known.popitem(last=False)
         except Exception:  # noqa: BLE001, S110 - what cannot be asked stays unknown

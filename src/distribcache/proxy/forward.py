@@ -59,9 +59,13 @@ def make_plan(
         plan.before.append(len(plan.effects))
         for message in item.messages:
             if message.kind == Front.PARSE:
+                if _understood(s, item, message.sql) is WAIT:
+                    return WAIT
                 lost = s.opaque or (plan.effects and any(each.opaque for each, _, _ in plan.effects))
-                scope = s.node.idents.unique() if lost else s.parse_ident()
-                names[message.name] = plan.parses[message.start] = Prepared(message.sql, message.oids, scope)
+                prepared = s.prepared(message.sql, message.oids)
+                if lost:
+                    prepared = Prepared(message.sql, message.oids, s.node.idents.unique())
+                names[message.name] = plan.parses[message.start] = prepared
             elif message.kind == Front.CLOSE and message.target == b"S":
                 names[message.name] = None
             elif message.kind == Front.BIND:
@@ -81,6 +85,15 @@ def make_plan(
         s.leave(databases)
         return WAIT
     return plan
+
+
+def _understood(s: Session, item: Run | Loose, sql: bytes) -> Wait | None:
+    """Let it be known what a read means before it is parsed upstream."""
+    parsed = s.parsed(sql)
+    if not any(each.kind is Kind.READ for each in parsed.statements):
+        return None
+    considered = consider_run(s, item, sql, parsed) if isinstance(item, Run) else consider(s, sql, parsed)
+    return WAIT if considered is WAIT else None
 
 
 def _judge(
@@ -110,11 +123,15 @@ def _judge(
     if considered is WAIT:
         return WAIT
     analysis, outcome = considered
-    pure = analysis is not None and analysis.pure
-    plan.effects.append((s.effects_of(sql, parsed, pure=pure, oids=statement.oids), kind, False))
+    schema = s.coherence.words[SCHEMA]
+    pure = analysis is not None and analysis.pure and statement.runs_as_written(analysis.meaning, schema)
+    plan.effects.append((s.effects_of(sql, parsed, pure=pure, prepared=statement), kind, False))
     if not is_ping(sql):
         plan.outcome = outcome
     if outcome.status or analysis is None or run is None:
+        return None
+    if not statement.reads_as_written(analysis.meaning, schema):
+        plan.outcome = Outcome("bypass", reason="prepared_before", tables=outcome.tables, workload=outcome.workload)
         return None
     limited = run.execute.limit > 0
     if limited and (not last or s.replies.status != b"I" or s.txn.deferred):

@@ -85,7 +85,7 @@ def unnamed(s: Session, kept: bytes) -> Prepared:
     """What the Parse that ``kept`` starts with prepares, if it is sent now."""
     end = 1 + int.from_bytes(kept[1:5], "big")
     message = parse_message(kept, 0, end)
-    return Prepared(message.sql, message.oids, s.parse_ident())
+    return s.prepared(message.sql, message.oids)
 
 
 def _own(s: Session, one: Statement | None) -> Table | None:
@@ -170,7 +170,8 @@ def _read(
         return False
     if run.execute.limit > 0 and (not last or state.deferred or s.replies.status != b"I"):
         return False
-    if run.parse is None and statement.proved != s.coherence.words[SCHEMA]:
+    schema = s.coherence.words[SCHEMA]
+    if run.parse is None and (statement.proved != schema or not statement.reads_as_written(analysis.meaning, schema)):
         return False
     key = key_of(s, data, run, statement)
     entry = find(s, key, analysis)
@@ -205,7 +206,9 @@ def answer_loose(s: Session, message: Message, state: State) -> bool | Wait:
         if _own(s, only(parsed)) is None:
             if not any(each.kind is Kind.READ for each in parsed.statements):
                 return False
-            return WAIT if consider(s, message.sql, parsed) is WAIT or (name and s.learn_early()) else False
+            if consider(s, message.sql, parsed) is WAIT:
+                return WAIT
+            return WAIT if name and (s.learn_early() or s.learn_meaning(message.sql)) else False
         state.statements[name] = Prepared(message.sql, own=True)
         state.kept = state.kept if name else None
         state.out.append(PARSE_COMPLETE)

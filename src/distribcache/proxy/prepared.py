@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from distribcache.catalog.meaning import Meaning
+
 __all__ = ["Prepared"]
 
 
@@ -12,6 +14,8 @@ class Prepared:
     """``scope`` is the session's identity at Parse; ``proved`` the schema slot when upstream last accepted it, -1
     never.
 
+    ``meaning`` is what its names were known to mean before its Parse was sent, ``lsn`` a position of the log before
+    that: its Parse is an analysis, and dated like one.
     ``own``: a ``SHOW distribcache.*``, which upstream has never seen.
     """
 
@@ -20,3 +24,18 @@ class Prepared:
     scope: int = 0
     proved: int = -1
     own: bool = False
+    meaning: Meaning | None = None
+    lsn: int = 0
+
+    def runs_as_written(self, meaning: Meaning | None, schema: int) -> bool:
+        """Do its names stand for the relations, functions and types that a Parse would find now, so ``meaning``?
+        ``schema``: the schema slot.
+        """
+        known = self.meaning
+        if known is None or meaning is None:
+            return self.lsn >= schema
+        return known.found == meaning.found
+
+    def reads_as_written(self, meaning: Meaning, schema: int) -> bool:
+        """And so for all other names: may its answer be taken for that of its text?"""
+        return self.runs_as_written(meaning, schema) and (not meaning.vague or self.lsn >= schema)

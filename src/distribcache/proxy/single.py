@@ -74,7 +74,7 @@ def single(s: Session, data: bytes) -> int:
     if parse is not None:
         if bind.name:
             return NOT_HERE
-        statement = Prepared(parse.sql, parse.oids, scope.ident)
+        statement = Prepared(parse.sql, parse.oids, scope.ident, lsn=s.coherence.visible())
     else:
         known = s.statements.get(bind.name)
         if known is None or known.own or known.proved != words[SCHEMA] or (not bind.name and hot.kept is not None):
@@ -90,7 +90,10 @@ def single(s: Session, data: bytes) -> int:
     if analysis is None or analysis.refusal is not None or not analysis.pure or not analysis.settings <= scope.settings:
         return NOT_HERE
     if parse is not None:
+        statement.meaning = analysis.meaning
         key = scope.ident, data[: last - 5]
+    elif not statement.reads_as_written(analysis.meaning, words[SCHEMA]):
+        return NOT_HERE
     else:
         ident = s.node.idents.prepared(sql, statement.oids, statement.scope, scope.ident)
         key = ident, data[bind.tail : last - 5]

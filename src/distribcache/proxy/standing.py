@@ -57,8 +57,10 @@ class Standing:
         self.replies.on_commit = self._on_commit
         self.txn = Transaction()
         self.scope: Scope | None = None
-        self.early = (0, 0)
-        """The identity that was learned before anything is served (0: it does not count), and when it was asked for."""
+        self.early: tuple[Scope | None, int, int] = (None, 0, 0)
+        """What was learned before anything is served: the scope (None: it does not count), when it was asked for, and a
+        position of the log that is older than the answer.
+        """
         self.early_left = _EARLY
         self.statements: dict[bytes, Prepared] = {}
         self.portals: dict[bytes, Prepared] = {}
@@ -177,13 +179,24 @@ class Standing:
         """What stands for the session as a statement that is parsed now sees it; something unique while that is
         unknown.
         """
-        known = self.scope.ident if self.scope is not None else self.early[0] if self.early_known else 0
-        return known or self.node.idents.unique()
+        scope = self.parse_scope()
+        return self.node.idents.unique() if scope is None else scope.ident
+
+    def parse_scope(self) -> Scope | None:
+        """The scope of a statement that is parsed now, if it is known."""
+        return self.scope if self.scope is not None else self.early[0] if self.early_known else None
+
+    def prepared(self, sql: bytes, oids: tuple[int, ...]) -> Prepared:
+        """What a Parse that is sent now prepares."""
+        scope = self.parse_scope()
+        meaning = None if scope is None else self.database.analyst.meaning(sql, scope.schemas)
+        lsn = self.coherence.visible() or (self.early[2] if self.early_known else 0)
+        return Prepared(sql, oids, self.parse_ident(), meaning=meaning, lsn=lsn)
 
     def forget_scope(self) -> None:
         """Something could have changed the session: nothing is served or stored until it is asked again."""
         self.scope = None
-        self.early = (0, 0)
+        self.early = (None, 0, 0)
         self.hot.ident = 0
         self.hot.names.clear()
 
@@ -225,23 +238,28 @@ class Standing:
         else:
             totals.bypasses[outcome.reason] += 1
 
-    def effects_of(self, sql: bytes, parsed: Parsed, *, pure: bool, oids: tuple[int, ...] = ()) -> Effects:
-        """What a text that goes upstream may do; ``oids`` are the types that the client has declared."""
-        found = effects(sql, parsed, pure=pure, quiet=lambda: self._is_quiet(parsed, oids))
+    def effects_of(self, sql: bytes, parsed: Parsed, *, pure: bool, prepared: Prepared | None = None) -> Effects:
+        """What a text that goes upstream may do; ``prepared``: as that."""
+        found = effects(sql, parsed, pure=pure, quiet=lambda: self._is_quiet(parsed, prepared))
         if self.coherence.mode == "wal" and self.database.analyst.definers.may(sql, parsed, found):
             return replace(found, ddl=True)
         return found
 
-    def _is_quiet(self, parsed: Parsed, oids: tuple[int, ...]) -> bool:
+    def _is_quiet(self, parsed: Parsed, prepared: Prepared | None) -> bool:
         """Is it a write that leaves the session what it is (``catalog.writes``)? A value of a user's type may run code
         when it is bound; the names mean what they mean to a session that is known.
         """
         scope, coherence = self.scope, self.coherence
         if scope is None or scope.refusal or self.opaque or coherence.mode != "wal" or not coherence.serving:
             return False
-        if any(oid >= BUILTIN for oid in oids):
+        writes = self.database.analyst.writes
+        if not writes.are_quiet(parsed, scope.schemas):
             return False
-        return self.database.analyst.writes.are_quiet(parsed, scope.schemas)
+        if prepared is None:
+            return True
+        meaning = writes.meaning(parsed.statements[0], scope.schemas)
+        same = prepared.runs_as_written(meaning, self.coherence.words[SCHEMA])
+        return same and all(oid < BUILTIN for oid in prepared.oids)
 
     # ---- what went upstream -----------------------------------------------------------------------------------------
 

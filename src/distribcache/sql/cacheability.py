@@ -120,6 +120,8 @@ class Names(NamedTuple):
     coercions: tuple[Coercion, ...] = ()
     # What AT TIME ZONE is applied to: a column's name, or nothing for an expression.
     zoned: tuple[str, ...] = ()
+    # Names of collations: nobody asks about them.
+    collates: bool = False
 
 
 @dataclass(frozen=True, slots=True)

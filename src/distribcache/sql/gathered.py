@@ -42,6 +42,7 @@ class Gathered:
         self.mentions = 0
         self.parameters: list[int] = []
         self.recursive = False
+        self.collates = False
         self.aggregates = self.windows = self.joins = 0
         self.group_by = self.vector = False
         self.casts: list[tuple[Name, Node | None]] = []
@@ -61,7 +62,7 @@ class Gathered:
                     coercions.add(coercion)
         return Names(
             _ordered(self.relations), _ordered(self.functions), _ordered(self.operators), _ordered(self.types),
-            tuple(sorted(self.attributes)), _ordered(coercions), tuple(sorted(zoned)),
+            tuple(sorted(self.attributes)), _ordered(coercions), tuple(sorted(zoned)), self.collates,
         )
 
     def note_zone(self, call: FunctionCall, arguments: list[Node]) -> None:

@@ -34,7 +34,7 @@ REG_TYPES = frozenset(
 CONTAINERS = frozenset(
     "List ResTarget BoolExpr NullTest BooleanTest CaseWhen CoalesceExpr MinMaxExpr RowExpr A_ArrayExpr "
     "A_Indices A_Star SortBy WindowDef GroupingSet GroupingFunc RangeSubselect SetToDefault "
-    "NamedArgExpr Integer Float Boolean BitString String XmlExpr XmlSerialize CollateClause JsonKeyValue JsonValueExpr "
+    "NamedArgExpr Integer Float Boolean BitString String XmlExpr XmlSerialize JsonKeyValue JsonValueExpr "
     "JsonReturning JsonFormat JsonArgument JsonTablePathSpec JsonTablePlan JsonBehavior JsonIsPredicate "
     "JsonAggConstructor InferClause OnConflictClause MultiAssignRef MergeWhenClause ReturningOption IndexElem".split()
 )

@@ -255,6 +255,10 @@ class Walk(Gathered):
             self.casts.append((target, node["arg"]))
         self.visit(node["arg"], scope)
 
+    def collation(self, node: Node, scope: Scope) -> None:
+        self.collates = True
+        self.fields(node, scope)
+
     def typed_column(self, node: Node, scope: Scope) -> None:
         """A column declared with a type (JSON_TABLE, XMLTABLE, ``AS f(a date)``): its value comes from text."""
         if "typeName" in node:
@@ -327,6 +331,7 @@ _HANDLERS: dict[str, Callable[[Walk, Any, Scope], None]] = {
     "SortBy": Walk.sort,
     "TypeCast": Walk.cast,
     "typeName": Walk.type_mention,
+    "CollateClause": Walk.collation,
     "ColumnDef": Walk.typed_column,
     "RangeFunction": Walk.fields,
     "RangeTableFunc": Walk.fields,
