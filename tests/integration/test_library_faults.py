@@ -37,6 +37,23 @@ async def test_a_cut_stream_ends_the_epoch_and_hits_resume(shop: Shop, cache: Di
     await pool.close()
 
 
+async def test_a_log_that_fails_is_a_counter(shop: Shop) -> None:
+    def broken(line: str) -> None:
+        raise LookupError(line)
+
+    async with DistribCache(shop.config(), log=broken) as cache:
+        assert await cache.ready("20s"), cache.stats()
+        for _ in range(2):  # once while it is up, and once behind that
+            epoch = cache._keeper.coherence.epoch
+            shop.outside(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                "WHERE datname = current_database() AND application_name = 'distribcache'",
+            )
+            until(lambda epoch=epoch: cache._keeper.coherence.epoch != epoch)
+            assert await cache.ready("20s"), cache.stats()
+        assert cache.stats().failures["log LookupError"]
+
+
 def test_a_start_that_fails_leaves_nothing_behind(shop: Shop, tmp_path: Path) -> None:
     """Its tiers are opened one after the other, and the last one cannot be."""
 

@@ -64,7 +64,7 @@ class Keeper(OwnLoop):
         self.reads = 0
         """Look-ups so far, whoever made them: a hint that somebody uses the database."""
         self.on_tick: Callable[[], None] = lambda: None
-        self._log = log
+        self._told = log
         self._databases: Databases | None = None
         self._floor_lock = threading.Lock()
         self._seen = 0
@@ -120,6 +120,13 @@ class Keeper(OwnLoop):
         self._databases = None
         self._floor_lock = threading.Lock()
         self.l1.clear()
+
+    def _log(self, line: str) -> None:
+        """A log is the application's: what fails there is no end of what is told."""
+        try:
+            self._told(line)
+        except Exception as error:  # noqa: BLE001 - as above
+            self.failed(error, "log")
 
     # -- for any thread
 
