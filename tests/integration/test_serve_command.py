@@ -13,6 +13,7 @@ from fix_cli import Cli
 from fix_postgres import Database
 
 ANYWHERE = ("--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0")
+PEERS = '[l3]\npeers = "127.0.0.1:1"\n'
 NOBODY = "postgresql://app:geheim@127.0.0.1:1/shop"
 
 
@@ -62,6 +63,26 @@ def test_addresses_that_cannot_be_had(cli: Cli, taken: str, which: str, workers:
     for absent in ("203.0.113.5:6432", "no-such-host.invalid:6432"):
         line, remedy = refused(cli, *rest, f"--{which}", absent)
         assert absent in line and "no such address" in remedy and f"--{which}" in remedy
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize(
+    ("written", "said", "hint"),
+    [
+        (f'{PEERS}password_file = "/nowhere"', "l3.password_file: /nowhere cannot be read: No such", "text"),
+        (f'{PEERS}tls = true\ntls_ca = "/nowhere"', "l3.tls_ca: /nowhere cannot be read: No such", "PEM"),
+        ('[listen]\ntls_cert = "/nowhere"\ntls_key = "/nowhere"', "listen.tls_cert", "PEM"),
+        ('[l2]\npath = "/etc/passwd"', "l2.path = /etc/passwd: not a directory", "directory"),
+    ],
+)
+def test_files_that_cannot_be_used(
+    cli: Cli, tmp_path: Path, written: str, said: str, hint: str, workers: str
+) -> None:
+    """One process says it as several do, and none of them tries it again and again."""
+    file = tmp_path / "some.toml"
+    file.write_text(written)
+    line, remedy = refused(cli, "--upstream", NOBODY, *ANYWHERE, "--workers", workers, "--config", str(file))
+    assert said in line and hint in remedy
 
 
 def test_the_admin_endpoint_may_have_an_ipv6_address(cli: Cli) -> None:

@@ -28,6 +28,7 @@ from distribcache.proxy.node import Node
 from distribcache.proxy.upstream import read_target
 from distribcache.proxy.whole import Many, One
 from distribcache.proxy.workers import Workers
+from distribcache.tiers.stack import check
 from distribcache.web.app import Admin
 
 __all__ = ["Crew", "Proxy", "say", "serve", "unforeseen"]
@@ -79,7 +80,9 @@ class Crew:
         self.settings = settings
         url = settings.upstream_url()
         self.target = read_target(url, settings.upstream.connect_timeout)
-        client_tls(settings.listen.tls_cert, settings.listen.tls_key)  # what is wrong with it is said here, once
+        # What is wrong with these is said here, once; each worker would say it again and again.
+        client_tls(settings.listen.tls_cert, settings.listen.tls_key)
+        check(settings.l2, settings.l3)
         self.databases = SharedDatabases(url, Options.from_settings(settings), log, workers=settings.listen.workers)
         self.sockets = bind("listen", settings.listen.endpoint)
         self.workers = Workers(settings, self.databases, self.sockets, log)

@@ -11,7 +11,14 @@ from pathlib import Path
 from distribcache.config.tiers import DistributedTier
 from distribcache.errors import ConfigError
 
-__all__ = ["read_secret", "tls_context"]
+__all__ = ["check_access", "read_secret", "tls_context"]
+
+
+def check_access(settings: DistributedTier) -> None:
+    """Raises ConfigError for what can never work."""
+    read_secret("secret", settings.secret, settings.secret_file)
+    read_secret("password", settings.password, settings.password_file)
+    tls_context(settings)
 
 
 def read_secret(name: str, value: str, path: Path | None) -> str:
@@ -25,7 +32,7 @@ def read_secret(name: str, value: str, path: Path | None) -> str:
         found = path.read_text(encoding="utf-8").rstrip("\r\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
-            f"cannot be read: {type(error).__name__}", where=where, hint="name a text file that this user can read"
+            f"{path} cannot be read: {_why(error)}", where=where, hint="name a text file that this user can read"
         ) from None
     if not found:
         raise ConfigError("the file is empty", where=where, hint=f"write the {name} into it, in one line")
@@ -43,7 +50,8 @@ def tls_context(settings: DistributedTier) -> ssl.SSLContext | None:
         context = ssl.create_default_context(cafile=settings.tls_ca)
     except (OSError, ssl.SSLError) as error:
         raise ConfigError(
-            f"cannot be read: {type(error).__name__}", where="l3.tls_ca", hint="name a file of certificates in PEM"
+            f"{settings.tls_ca} cannot be read: {_why(error)}", where="l3.tls_ca",
+            hint="name a file of certificates in PEM",
         ) from None
     if settings.tls_key is not None and settings.tls_cert is None:
         raise ConfigError("l3.tls_cert is missing", where="l3.tls_key", hint="name the certificate of that key")
@@ -52,8 +60,13 @@ def tls_context(settings: DistributedTier) -> ssl.SSLContext | None:
             context.load_cert_chain(settings.tls_cert, settings.tls_key, password="")
         except (OSError, ssl.SSLError) as error:
             raise ConfigError(
-                f"cannot be used: {type(error).__name__}",
+                f"cannot be used: {_why(error)}",
                 where="l3.tls_cert, l3.tls_key",
                 hint="name a certificate and its unencrypted key, both in PEM",
             ) from None
     return context
+
+
+def _why(error: Exception) -> str:
+    """The system's words, or the kind of the failure: what a parser says could quote a secret."""
+    return (None if isinstance(error, ssl.SSLError) else getattr(error, "strerror", None)) or type(error).__name__

@@ -19,7 +19,7 @@ from distribcache.query import WorkloadType
 from distribcache.tiers.base import Digest, Record, TierStats
 from distribcache.tiers.outcomes import Large
 
-__all__ = ["Far", "Near", "Stack", "stack_of"]
+__all__ = ["Far", "Near", "Stack", "check", "stack_of"]
 
 
 class Near(Protocol):
@@ -137,3 +137,15 @@ def stack_of(l2: WarmTier, l3: DistributedTier, now: Callable[[], float], log: C
 
         far = DistributedCache(l3, now, log)
     return Stack(near, far, now, min_entry=l2.min_entry, min_ttl=l2.min_ttl)
+
+
+def check(l2: WarmTier, l3: DistributedTier) -> None:
+    """Raises ConfigError for what can never work, as ``Stack.start`` would: for a process that starts none itself."""
+    if l2.path is not None:
+        from distribcache.tiers.place import Place
+
+        Place(l2.path).check()
+    if l3.peers:
+        from distribcache.tiers.access import check_access
+
+        check_access(l3)
