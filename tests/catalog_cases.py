@@ -26,6 +26,12 @@ CASES: list[Case] = [
     ("SELECT current_schema()", "no_relation", True),
     ("SHOW standard_conforming_strings", "not_a_read", True),
     ("SELECT generate_series(1, 3)", "no_relation", True),
+    # Functions that read something are enough.
+    ("SELECT * FROM f_table(1)", "", True),
+    ("SELECT f_atomic(1), f_return(2)", "", True),
+    ("SELECT f_return(2)", "no_relation", True),
+    ("SELECT f_sql(2)", "no_relation", False),
+    ("SELECT f_two(2)", "", True),
     ("SELECT * FROM v_nothing", "no_relation", True),
     ("SELECT * FROM nosuch", "unknown_relation", False),
     ("SELECT * FROM nosuch.t", "unknown_relation", False),

@@ -298,8 +298,8 @@ class Analyst:
         statement, resolution = parsed.statements[0], resolutions[0].resolution
         meaning = resolution.meaning
         refusal = statement.refusal or resolution.refusal
-        if refusal is None and not resolution.roots:
-            # A view over nothing.
+        if not resolution.roots and (refusal is None or (statement.refusal is None and not statement.relations)):
+            # A view over nothing, or functions that read nothing.
             refusal = Refusal("no_relation")
         tables = tuple(name for _, name in resolution.roots)
         workload = self._classify(statement.shape) if statement.kind is Kind.READ else WorkloadType.MIXED

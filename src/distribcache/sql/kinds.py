@@ -50,7 +50,7 @@ def _select(node: Node, fields: Node, nocache: bool, text: bytes) -> Statement:
         kind, refusal = Kind.LOCKING_READ, Refusal("locking_read")
     elif nocache:
         refusal = Refusal("nocache")
-    elif refusal is None and not walk.relations:
+    elif refusal is None and not walk.relations and not walk.functions:
         refusal = Refusal("no_relation")
     return Statement(
         kind,
