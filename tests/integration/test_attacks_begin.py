@@ -40,6 +40,7 @@ def cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
 INSERT = b"INSERT INTO stock VALUES (1, 'x')"
 FIRST: dict[str, Callable[[], bytes]] = {
     "simple": lambda: query(INSERT),
+    "read": lambda: query(b"SELECT value FROM stock WHERE id = 5"),
     "extended": lambda: run(INSERT) + SYNC,
     "long": lambda: query(b"INSERT INTO stock VALUES (1, '" + b"x" * 500_000 + b"')"),
 }

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import socket
 import struct
+import threading
 import urllib.request
 
 import pytest
@@ -19,6 +20,7 @@ from relay import Relay
 from wait import until
 
 from distribcache.proxy import connection
+from distribcache.proxy.session import Session
 from distribcache.wire.messages import SYNC, bind, execute, parse, query
 
 READ = b"SELECT value FROM stock WHERE id = 1"
@@ -116,7 +118,7 @@ def test_a_server_that_does_not_read_is_not_waited_for_without_end(
         inner = make_inner_proxy(f"postgresql://postgres@127.0.0.1:{relay.port}/{stock.name}")
         with bare(inner.host, inner.port) as client:
             client.login(stock.name)
-            until(lambda: len(inner.proxy.node.live) == 1, "no session")
+            until(lambda: [each for each in list(inner.proxy.node.live) if each.hot.ident], "no session")
             wires = next(iter(inner.proxy.node.live)).wires
             assert isinstance(wires, connection.Connection)
             relay.thawed.clear()
@@ -207,3 +209,60 @@ def test_the_status_page_shows_any_name_of_a_database(stock: Database, inner: In
             client.exchange(query(b'DROP DATABASE "' + name + b'" WITH (FORCE)'))
     finally:
         stock.execute(f"DROP DATABASE {plain} WITH (FORCE)")
+
+
+@pytest.mark.parametrize("first", ["SELECT value FROM stock WHERE id = 2", "UPDATE stock SET value = 5 WHERE id = 2"])
+def test_a_begin_goes_upstream_together_with_what_comes_behind_it(
+    client: RawClient, monkeypatch: pytest.MonkeyPatch, first: str
+) -> None:
+    client.exchange(query(READ))
+    written: list[bytes] = []
+    real = connection.Connection.to_upstream
+
+    def to_upstream(self: connection.Connection, data: bytes) -> None:
+        written.append(data)
+        real(self, data)
+
+    monkeypatch.setattr(connection.Connection, "to_upstream", to_upstream)
+    assert client.exchange(query(b"BEGIN READ WRITE"))[-1] == b"Z\0\0\0\5T"
+    assert not written
+    assert client.exchange(query(first.encode()))[-1] == b"Z\0\0\0\5T"
+    assert len(written) == 1 and b"BEGIN READ WRITE" in written[0] and first.encode() in written[0]
+    assert client.exchange(query(b"ROLLBACK")) == [b"C\0\0\0\rROLLBACK\0", b"Z\0\0\0\5I"]
+    value = client.exchange(query(b"SELECT value FROM stock WHERE id = 2"))
+    assert any(each.endswith(b"\0\0\0\0012") for each in value)
+
+
+# ---- before the first statement ----
+
+
+def test_a_session_is_asked_for_its_scope_before_its_client_says_anything(stock: Database, inner: InnerProxy) -> None:
+    live = inner.proxy.node.live
+    with inner.connect(), inner.connect():
+        until(lambda: len(live) == 2 and all(each.hot.ident for each in list(live)), "nobody asks")
+        assert not inner.proxy.node.newcomers
+    until(lambda: not live, "the sessions do not end")
+
+
+def test_sessions_that_are_over_or_busy_are_not_asked(
+    stock: Database, inner: InnerProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = inner.proxy.node
+    monkeypatch.setattr(node, "introduce", lambda most: None)
+    with inner.connect():
+        assert len(node.newcomers) == 1
+    until(lambda: not node.newcomers, "a session that is over is kept")
+    with inner.connect() as client, inner.connect() as other:
+        session = next(iter(node.newcomers))
+        asked = threading.Thread(target=client.execute, args=("SELECT pg_sleep(0.5), pg_advisory_lock(1)",))
+        asked.start()
+        until(lambda: session.awaiting, "the statement does not go upstream")
+        pending = len(session.replies.pending)
+        inner.call(_introduce(session))
+        assert len(session.replies.pending) in (pending, 0)
+        asked.join()
+        assert other.execute("SELECT 1").fetchone() == (1,)
+
+
+async def _introduce(session: Session) -> None:
+    session.introduce()

@@ -16,6 +16,7 @@ from distribcache.coherence.ledger import EPOCH, SCHEMA
 from distribcache.coherence.lsn import parse_lsn
 from distribcache.coherence.scope import Scope, ServerFacts, read_scope
 from distribcache.errors import ProtocolError, UpstreamError
+from distribcache.proxy.answer import READY
 from distribcache.proxy.group import parse_message
 from distribcache.proxy.replies import Op
 from distribcache.query import Consistency
@@ -137,6 +138,52 @@ class Questions:
             and not scope.server.in_recovery
         )
         return "" if same else "wrong_server"
+
+    def may_begin(self) -> bool:
+        """May the transaction that is deferred be opened by messages in front of the Query at hand, in one write? Not
+        when reads were answered from memory behind it: then the Query may be one that is refused behind a query.
+        """
+        s = self._session
+        deferred = s.txn.deferred
+        return len(deferred) == 1 and deferred[0][1][0] == Front.QUERY and not s.has_read() and not s.open
+
+    def begin(self) -> bytes:
+        """Messages that open the transaction that is deferred; their replies are expected from now on. A Query follows
+        them at once, which destroys the unnamed statement anyway. There is no Sync between: when they fail, since a
+        cancel has hit them, the server skips the Query, so nothing is ever committed by itself.
+        """
+        s = self._session
+        sql = s.txn.deferred[0][1][5:-1]
+
+        def opened(kind: int, message: bytes) -> None:
+            if kind == _ERROR:
+                self._not_opened(message)
+
+        for kind in (Front.PARSE, Front.BIND, Front.EXECUTE):
+            s.replies.expect(Op(kind, ours=True, done=opened))
+        s.txn.deferred = []
+        s.txn.ended()
+        s.hot.in_txn = True
+        return parse(b"", sql) + bind(b"", b"") + execute(b"")
+
+    def _not_opened(self, error: bytes) -> None:
+        s = self._session
+        synced: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        s.replies.expect(Op(Front.SYNC, ours=True, done=lambda *_: synced.set_result(None)))
+        s.wires.to_upstream(SYNC)
+        s.wait("begin", self._answer_failure(error, synced))
+
+    async def _answer_failure(self, error: bytes, synced: asyncio.Future[None]) -> None:
+        """The Query sent behind ``begin`` was not run: this is its answer, in a transaction that has failed."""
+        s = self._session
+        await synced
+        if s.replies.status == b"I":
+            await self._fail()
+        s.drop_fills()
+        s.txn.bypass = "transaction_unknown"
+        s.forget_unnamed(answered_here=True)
+        s.wires.to_client(error + READY[s.replies.status])
+        s.refresh()
 
     def open_transaction(self) -> None:
         """Send what was deferred; the unit at hand is looked at again when the server has answered."""

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 __all__ = ["begin_meaning", "may_begin", "must_query", "query"]
 
 
+_FOLLOW = frozenset({Kind.READ, Kind.LOCKING_READ, Kind.WRITE})
+"""What may be sent together with the BEGIN in front of it."""
+
+
 def may_begin(s: Session) -> bool | None:
     """May a BEGIN be deferred now? None: the session's scope is being asked for."""
     if s.replies.status != b"I" or s.awaiting or s.open:
@@ -124,20 +128,21 @@ def query(s: Session, message: bytes) -> bool:
         s.forget_unnamed(answered_here=True)
         s.wires.to_client(serve_entry(s, key, entry, message) + hot.ready)
         return True
-    if s.txn.local:
+    if s.txn.local and not s.questions.may_begin():
         s.questions.open_transaction()
         return False
     fill = start_fill(s, key, analysis, sql, alone=True)
     if fill is WAIT:
         return False
     missed = miss(s, fill, outcome)
+    before = s.questions.begin() if s.txn.local else b""
     s.forget_unnamed()
     if fill is not None:
         s.fills.append(fill)
     s.report(missed)
     s.replies.expect(Op(Front.QUERY, fill=fill))
     s.sent(awaiting=True)
-    s.wires.to_upstream(message)
+    s.wires.to_upstream(before + message)
     return True
 
 
@@ -157,7 +162,8 @@ def _forward(
     """Send the message as it is; ``parsed`` None: it is malformed. ``outcome`` None leaves ``SHOW distribcache.last``
     alone.
     """
-    if s.txn.local:
+    one = None if parsed is None else only(parsed)
+    if s.txn.local and (one is None or one.kind not in _FOLLOW or not s.questions.may_begin()):
         s.questions.open_transaction()
         return False
     if parsed is not None and must_query(s, (parsed,)):
@@ -167,7 +173,7 @@ def _forward(
     if effect.databases and "left" not in s.tried:
         s.leave(effect.databases)
         return False
-    one = None if parsed is None else only(parsed)
+    before = s.questions.begin() if s.txn.local else b""
     mistyped = parsed is not None and bool(parsed.error) and not s.txn.ddl and not s.txn.poll
     s.forget_unnamed()
     s.apply(effect, None if one is None else one.kind, chain=one is not None and one.chain)
@@ -183,5 +189,5 @@ def _forward(
     if ends and s.will_ask():
         s.questions.scope(behind=message)
     else:
-        s.wires.to_upstream(message)
+        s.wires.to_upstream(before + message)
     return True
