@@ -30,6 +30,7 @@ Done = Callable[[int, bytes], None]
 
 _TIME_WITH_ZONE = frozenset({1266, 1270})
 """Type oids of timetz and its array."""
+_TIME = 1083
 _NO_PLAN = (*CONTROL, Kind.SET, Kind.RESET, Kind.SHOW)
 """Statements that are no read, whatever the catalogue says."""
 
@@ -166,6 +167,8 @@ def names_a_moment(statement: Prepared, parsed: Parsed, params: list[bytes | Non
         for name in each.types:
             if name.name == "timetz":
                 return True
+        if each.names.zoned and _TIME in statement.oids:
+            return True
     for value in params:
         if value is not None and dangerous_parameter(value):
             return True
