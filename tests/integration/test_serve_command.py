@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import psycopg
 import pytest
 from fix_cli import Cli
 from fix_postgres import Database
+from wait import until
 
 ANYWHERE = ("--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0")
 PEERS = '[l3]\npeers = "127.0.0.1:1"\n'
@@ -123,3 +126,29 @@ def test_help_says_what_to_expect(cli: Cli) -> None:
     served = cli("serve", "--help")
     assert served.status == 0 and "DISTRIBCACHE_SECTION_KEY" in served.out
     assert cli("--version").out == cli("version").out != ""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no such device here")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_log_on_a_full_disk_stops_nothing(database: Database, workers: int) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        port = sock.getsockname()[1]
+    command = [sys.executable, "-m", "distribcache", "serve", "--upstream", database.url(), "--admin", "127.0.0.1:0"]
+    command += ["--listen", f"127.0.0.1:{port}", "--workers", f"{workers}"]
+    conninfo = psycopg.conninfo.make_conninfo(database.conninfo(), host="127.0.0.1", port=port)
+    said = ""
+
+    def serves() -> bool:
+        nonlocal said
+        with contextlib.suppress(psycopg.OperationalError), psycopg.connect(conninfo, autocommit=True) as connection:
+            said = str(connection.execute("SHOW distribcache.freshness").fetchall())
+            return "('serving', 'True')" in said
+        return False
+
+    with Path("/dev/full").open("w") as full:
+        process = subprocess.Popen(command, stdout=full, stderr=full)
+        try:
+            until(serves, lambda: said, seconds=60)
+        finally:
+            process.terminate()
+            process.wait(20)

@@ -37,7 +37,8 @@ __all__ = ["Crew", "Proxy", "say", "serve", "unforeseen"]
 def say(text: str) -> None:
     """One line for the log, on stderr: names and errors of others cannot begin a line of their own or colour it."""
     line = "".join(each if each.isprintable() else repr(each)[1:-1] for each in " ".join(text.split()))
-    print(f"distribcache: {line}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError, ValueError):  # a full disk, or nobody who reads, is no reason to stop
+        print(f"distribcache: {line}", file=sys.stderr, flush=True)
 
 
 class Proxy:
@@ -161,7 +162,8 @@ async def run(settings: Settings) -> None:
         starting.cancel()
     gc.collect()
     gc.freeze()
-    print(facts(proxy), flush=True)
+    with contextlib.suppress(OSError, ValueError):  # as in ``say``
+        print(facts(proxy), flush=True)
     await ended.wait()
     await proxy.stop()
 
