@@ -35,6 +35,7 @@ take no room until they are written to.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import mmap
 import os
@@ -95,6 +96,7 @@ def next_epoch() -> int:
     return _last_epoch
 
 
+@functools.lru_cache(maxsize=4096)
 def tag_prefix(oid: int, columns: Columns) -> bytes:
     """What the row tags of one column set have in common; see ``Ledger.hashed``."""
     names = [name.encode() for name in columns]
