@@ -49,6 +49,7 @@ WAYS: dict[str, list[bytes]] = {
     "function in a group": [run(b"SELECT remake()") + SYNC],
     "function that calls it": [query(b"SELECT FURTHER()")],
     "function with a name of its own": [query(b'SELECT "By Name"()')],
+    "do that makes text": [query(b"DO $$ BEGIN EXECUTE 'UPDATE stock SET value = 1; SELECT ' || 'remake()'; END $$")],
     "text made by a function": [query(f"SELECT built('{NEW}')".encode())],
     "procedure": [query(b"CALL proceed()")],
     "trigger": [query(b"INSERT INTO noise VALUES (1)")],
@@ -118,6 +119,9 @@ def test_code_that_defines_nothing_is_no_alarm(
         "DROP TRIGGER fire ON noise",
         """CREATE FUNCTION count_it() RETURNS trigger LANGUAGE plpgsql AS
         'BEGIN UPDATE stock SET value = value + 1; RETURN NULL; END'""",
+        """CREATE FUNCTION note_it() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+        EXECUTE 'UPDATE log SET id = 1'; EXECUTE format('  insert INTO %I VALUES (1)', 'log'); RETURN NULL; END $$""",
+        "CREATE TRIGGER note_it AFTER INSERT ON noise FOR EACH ROW EXECUTE FUNCTION note_it()",
         "CREATE TRIGGER count_it AFTER INSERT ON noise FOR EACH ROW EXECUTE FUNCTION count_it()",
         """CREATE FUNCTION created_at() RETURNS int LANGUAGE plpgsql AS
         'BEGIN INSERT INTO log VALUES (2); RETURN 1; END'""",
@@ -129,7 +133,7 @@ def test_code_that_defines_nothing_is_no_alarm(
     monkeypatch.setattr(coherence, "catalogue_alarm", raised.append)
     for text in (
         b"INSERT INTO noise VALUES (1)", b"SELECT created_at()", b"SELECT random(), pg_advisory_lock(1)",
-        b"DO $$ BEGIN PERFORM created_at(); INSERT INTO noise VALUES (1); END $$", b"CALL proceed_not()",
+        b"DO $$ BEGIN PERFORM created_at(); EXECUTE 'INSERT INTO noise VALUES (1)'; END $$", b"CALL proceed_not()",
     ):
         client.exchange(query(text))
     assert client.rows(READ) == [[b"3"]]

@@ -5,8 +5,8 @@ an empty transaction alone is a sign of one. So what runs code that may define s
 its end is acknowledged (coherence rule R6), and whoever wrote reads what was written.
 
 Rules:
-1. Code may define if its source has a word of DDL, or runs text that it makes (EXECUTE), is in a language that is not
-   looked into, or names code that may. A function in C may not, but for dblink.
+1. Code may define if its source has a word of DDL, or runs text that it makes (EXECUTE) and that is not a write on
+   sight, is in a language that is not looked into, or names code that may. A function in C may not, but for dblink.
 2. Who calls it names it, fires it by a trigger, or reaches it by a view, a default, an operator and the like. Names are
    compared as words, whatever schema and arguments they have. Where triggers define, so may code that writes rows.
 3. Until that is known for the present catalogue, anything may. What cannot be told apart may too.
@@ -29,6 +29,10 @@ __all__ = ["DEFINERS", "Definers"]
 
 _WORDS = "create|alter|drop|grant|revoke|reassign|import|refresh|execute"
 _DEFINES = re.compile(rb"\b(?:" + _WORDS.encode() + rb")\b", re.IGNORECASE)
+_WRITES = "insert|update|delete|merge"
+_MADE_WRITE = re.compile(
+    rb"\bexecute\s+(?:format\s*\(\s*)?(?:e?'|\$\w*\$)\s*(?:" + _WRITES.encode() + rb")\b", re.IGNORECASE
+)
 _NAMES = re.compile(rb"[a-z0-9_$]+")
 _ESCAPED = b'u&"'
 _LONGEST = 64 * 1024
@@ -41,7 +45,8 @@ DEFINERS = rf"""
 WITH RECURSIVE
 code AS MATERIALIZED (
   SELECT f.oid, lower(f.proname) AS name, lower(f.prosrc) AS source, f.prosqlbody IS NOT NULL AS visible,
-    l.lanname NOT IN ('sql', 'plpgsql', 'internal') OR lower(f.prosrc) ~ '\m({_WORDS})\M' AS defines
+    l.lanname NOT IN ('sql', 'plpgsql', 'internal') OR regexp_replace(lower(f.prosrc),
+      '\mexecute\s+(format\s*\(\s*)?(e?''|\$\w*\$)\s*({_WRITES})\M', ' ', 'g') ~ '\m({_WORDS})\M' AS defines
   FROM pg_proc f JOIN pg_language l ON l.oid = f.prolang
   WHERE f.oid >= 16384 AND f.prorettype <> 'event_trigger'::regtype
     AND (l.lanname NOT IN ('c', 'internal') OR f.prokind = 'a' OR f.proname LIKE 'dblink%')
@@ -59,7 +64,7 @@ found(oid, name) AS (
   UNION
   SELECT c.oid, c.name FROM code c, fired WHERE yes
     AND (CASE WHEN visible THEN lower(pg_get_function_sqlbody(c.oid)) ELSE source END)
-      ~ '\m(insert|update|delete|merge|copy)\M'
+      ~ '\m({_WRITES}|copy)\M'
   UNION
   SELECT c.oid, c.name FROM found d JOIN code c ON strpos(c.source, d.name) > 0 OR EXISTS (SELECT FROM pg_depend p
     WHERE p.classid = 'pg_proc'::regclass AND p.objid = c.oid AND p.refclassid = 'pg_proc'::regclass
@@ -83,7 +88,7 @@ class _Known:
     reached: bool = False
 
     def may(self, sql: bytes, kinds: set[Kind]) -> bool:
-        if Kind.DO in kinds and _DEFINES.search(sql):
+        if Kind.DO in kinds and _DEFINES.search(_MADE_WRITE.sub(b" ", sql)):
             return True
         if self.names is None:
             return True
