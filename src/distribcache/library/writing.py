@@ -6,13 +6,18 @@ A write through the library, or one that it is told of, raises the floor: what i
 
 from __future__ import annotations
 
-from typing import Self
+import asyncio
+from typing import Final, Self
 
+from distribcache.clock import now_ns
 from distribcache.library.keeper import Keeper
 from distribcache.library.steps import Steps, block, go
 from distribcache.sql.effects import UNKNOWN, effects
 
 __all__ = ["Writing", "wrote"]
+
+_PATIENCE_NS: Final = 1_000_000_000
+_LOOK_S: Final = 0.01
 
 
 def wrote(keeper: Keeper, text: str = "") -> Steps[None]:
@@ -26,10 +31,22 @@ async def _conclude(keeper: Keeper, text: bytes) -> None:
     await keeper.analyst.read_long(text)
     parsed = keeper.analyst.parsed(text)
     effect = UNKNOWN if parsed.error else effects(text, parsed, pure=False)
+    if not effect.ddl and effect.impure and effect.opaque:
+        await _code_is_known(keeper)
     if effect.ddl or effect.everywhere or keeper.analyst.definers.may(text, parsed, effect):
         keeper.coherence.catalogue_alarm("ddl")
     elif effect.poll:
         keeper.coherence.schedule_poll()
+
+
+async def _code_is_known(keeper: Keeper) -> None:
+    """Wait a moment until it is: what is not known counts as DDL, and whoever reads again and again while an alarm
+    stands would raise the next one each time, so that none ever ended.
+    """
+    definers, until = keeper.analyst.definers, now_ns() + _PATIENCE_NS
+    while not definers.known and now_ns() < until:
+        definers.learn()
+        await asyncio.sleep(_LOOK_S)
 
 
 class Writing:
