@@ -183,7 +183,10 @@ async def played(miss: ModuleType, given_units: list[Unit], cache: str) -> list[
             wires.down.clear()
         hot, txn = session.hot, session.txn
         entries = sorted((key[1], entry[0], entry[3]) for key, entry in world.node.l1.entries.items())
-        statements = {name: (each.sql, each.oids, each.proved, each.own) for name, each in session.statements.items()}
+        statements = {
+            name: (each.sql, each.oids, each.proved, each.own, each.meaning, each.lsn)
+            for name, each in session.statements.items()
+        }
         seen.append((
             down, [each for each in sent if b"distribcache scope" not in each], entries, statements, session.outcome,
             hot.kept, hot.portal, hot.ident != 0, hot.ready, hot.in_txn, hot.hits, txn.impure, txn.ddl, session.fills,
