@@ -240,7 +240,7 @@ def test_a_session_is_asked_for_its_scope_before_its_client_says_anything(stock:
     live = inner.proxy.node.live
     with inner.connect(), inner.connect():
         until(lambda: len(live) == 2 and all(each.hot.ident for each in list(live)), "nobody asks")
-        assert not inner.proxy.node.newcomers
+        until(lambda: not inner.proxy.node.newcomers, "who was asked is still to be asked")
     until(lambda: not live, "the sessions do not end")
 
 
@@ -250,9 +250,10 @@ def test_sessions_that_are_over_or_busy_are_not_asked(
     node = inner.proxy.node
     monkeypatch.setattr(node, "introduce", lambda most: None)
     with inner.connect():
-        assert len(node.newcomers) == 1
+        until(lambda: len(node.newcomers) == 1, "no session")
     until(lambda: not node.newcomers, "a session that is over is kept")
     with inner.connect() as client, inner.connect() as other:
+        until(lambda: len(node.newcomers) == 2, "no sessions")
         session = next(iter(node.newcomers))
         asked = threading.Thread(target=client.execute, args=("SELECT pg_sleep(0.5), pg_advisory_lock(1)",))
         asked.start()
