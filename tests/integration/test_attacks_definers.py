@@ -12,6 +12,7 @@ import pytest
 from fix_postgres import Database
 from fix_proxy import InnerProxy
 from fix_stock import warm
+from muted import kept_and_muted
 from rawclient import RawClient, run
 from wait import until
 
@@ -150,3 +151,27 @@ def test_muted_what_was_before_is_served(
     blind(monkeypatch)
     write(client, WAYS["trigger"])
     assert client.rows(READ) == [[b"1"]]
+
+
+@kept_and_muted
+def test_reads_behind_an_alarm_do_not_raise_alarms_for_ever(
+    inner: InnerProxy, client: RawClient, stock: Database, monkeypatch: pytest.MonkeyPatch, muted: bool
+) -> None:
+    """While nothing is served, no read is proved to be one, and may call what defines something. Muted: what code there
+    is, is never asked while an alarm is pending.
+    """
+    definers = learn(inner)
+    if muted:
+        monkeypatch.setattr(Definers, "learn", lambda _: None)
+    warm(client, READ)
+    stock.execute("CREATE TABLE another (id int)")
+    until(lambda: bool(client.rows(READ)) and not definers.known, "the change was never noticed")
+
+    def hit() -> bool:
+        client.rows(READ)
+        return client.rows(query(b"SHOW distribcache.last"))[0][0] == b"hit"
+
+    if muted:
+        assert not any(hit() for _ in range(300))
+    else:
+        until(hit, "reads stop the hits for ever")

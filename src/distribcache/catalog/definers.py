@@ -5,11 +5,12 @@ an empty transaction alone is a sign of one. So what runs code that may define s
 its end is acknowledged (coherence rule R6), and whoever wrote reads what was written.
 
 Rules:
-1. Code may define if its source has a word of DDL, or runs text that it makes (EXECUTE) and that is not a write on
+1. Code may define if its source has a word of DDL, or runs text that it makes (EXECUTE) and that is no read or write on
    sight, is in a language that is not looked into, or names code that may. A function in C may not, but for dblink.
 2. Who calls it names it, fires it by a trigger, or reaches it by a view, a default, an operator and the like. Names are
    compared as words, whatever schema and arguments they have. Where triggers define, so may code that writes rows.
-3. Until that is known for the present catalogue, anything may. What cannot be told apart may too.
+3. Until that is known for the present catalogue, anything may. What cannot be told apart may too. It is asked while
+   alarms are pending as well: else every statement that comes meanwhile would raise the next one.
 4. Where the event trigger announces every change (``announcing``), only DO is looked at: it may change roles.
 """
 
@@ -30,13 +31,17 @@ __all__ = ["DEFINERS", "Definers"]
 _WORDS = "create|alter|drop|grant|revoke|reassign|import|refresh|execute"
 _DEFINES = re.compile(rb"\b(?:" + _WORDS.encode() + rb")\b", re.IGNORECASE)
 _WRITES = "insert|update|delete|merge"
-_MADE_WRITE = re.compile(
-    rb"\bexecute\s+(?:format\s*\(\s*)?(?:e?'|\$\w*\$)\s*(?:" + _WRITES.encode() + rb")\b", re.IGNORECASE
+_PLAIN = f"{_WRITES}|select|with|values"
+"""Text that is made, begins so on sight and defines nothing by itself."""
+_MADE_PLAIN = re.compile(
+    rb"\bexecute\s+(?:format\s*\(\s*)?(?:e?'|\$\w*\$)\s*(?:" + _PLAIN.encode() + rb")\b", re.IGNORECASE
 )
 _NAMES = re.compile(rb"[a-z0-9_$]+")
 _ESCAPED = b'u&"'
 _LONGEST = 64 * 1024
 _MOST = 500
+_NEVER = 2**64 - 1
+"""The schema slot before the stream has begun."""
 _READS = frozenset({Kind.READ, Kind.LOCKING_READ})
 _BY_NAME = frozenset({Kind.EXECUTE, Kind.FETCH, Kind.CLOSE})
 """What they run was said elsewhere."""
@@ -46,7 +51,7 @@ WITH RECURSIVE
 code AS MATERIALIZED (
   SELECT f.oid, lower(f.proname) AS name, lower(f.prosrc) AS source, f.prosqlbody IS NOT NULL AS visible,
     l.lanname NOT IN ('sql', 'plpgsql', 'internal') OR regexp_replace(lower(f.prosrc),
-      '\mexecute\s+(format\s*\(\s*)?(e?''|\$\w*\$)\s*({_WRITES})\M', ' ', 'g') ~ '\m({_WORDS})\M' AS defines
+      '\mexecute\s+(format\s*\(\s*)?(e?''|\$\w*\$)\s*({_PLAIN})\M', ' ', 'g') ~ '\m({_WORDS})\M' AS defines
   FROM pg_proc f JOIN pg_language l ON l.oid = f.prolang
   WHERE f.oid >= 16384 AND f.prorettype <> 'event_trigger'::regtype
     AND (l.lanname NOT IN ('c', 'internal') OR f.prokind = 'a' OR f.proname LIKE 'dblink%')
@@ -88,7 +93,7 @@ class _Known:
     reached: bool = False
 
     def may(self, sql: bytes, kinds: set[Kind]) -> bool:
-        if Kind.DO in kinds and _DEFINES.search(_MADE_WRITE.sub(b" ", sql)):
+        if Kind.DO in kinds and _DEFINES.search(_MADE_PLAIN.sub(b" ", sql)):
             return True
         if self.names is None:
             return True
@@ -103,9 +108,8 @@ class _Known:
 class Definers:
     """What is known of the code of one database."""
 
-    def __init__(self, ask: Ask, visible: Callable[[], int], schema_lsn: Callable[[], int]) -> None:
+    def __init__(self, ask: Ask, schema_lsn: Callable[[], int]) -> None:
         self._ask = ask
-        self._visible = visible
         self._schema_lsn = schema_lsn
         self._known: _Known | None = None
         self._asking: asyncio.Task[None] | None = None
@@ -136,8 +140,8 @@ class Definers:
 
     async def _learn(self) -> None:
         try:
-            lsn = self._visible()  # before the first question
-            if not lsn:
+            lsn = self._schema_lsn()  # before the first question; what is not seen by it moves the slot later
+            if lsn >= _NEVER:
                 return
             if await announces(self._ask):
                 self._known = _Known(lsn, frozenset())
