@@ -123,8 +123,8 @@ def test_a_statement_prepared_before_reads_what_it_found_then(
 
 
 def test_it_is_cached_again_when_a_change_was_none_of_its_names(database: Database, make_proxy: MakeProxy) -> None:
-    """Pools keep their statements for days: neither a new table elsewhere, nor a column, nor a partition costs them
-    their hits. Names that are not followed do, until they are prepared again.
+    """Pools keep their statements for days: neither a new table elsewhere, nor a column, a partition or another table
+    in the old one's place costs them their hits. Names that are not followed do, until they are prepared again.
     """
     database.execute(*_WORLD.strip().split(";\n"), "CREATE TABLE p (id int) PARTITION BY RANGE (id)")
     proxy = make_proxy(database.url())
@@ -145,8 +145,9 @@ def test_it_is_cached_again_when_a_change_was_none_of_its_names(database: Databa
         for change in (
             "CREATE TABLE other (id int)", "ALTER TABLE t ADD COLUMN more int",
             "CREATE TABLE p1 PARTITION OF p FOR VALUES FROM (0) TO (10)", "CREATE VIEW v AS SELECT id FROM t",
+            "ALTER TABLE t RENAME TO away; CREATE TABLE t (id int PRIMARY KEY, n text)",
         ):
-            database.execute(change)
+            database.execute(*change.split("; "))
             for text in texts:
                 becomes(text, "hit")
         becomes(vague, "bypass", "prepared_before")

@@ -6,8 +6,9 @@ server prints qualifies all names but built-in ones.
 
 Rules:
 1. Names are joined, never converted (``to_regclass`` would check our own privileges, not the session's).
-2. A relation's name has one meaning: the first schema that holds it. A function, operator or type may mean any
-   object of that name in any of the schemas: arguments are not typed here, so every candidate is followed.
+2. A relation's name has one meaning: the first schema that holds it (``named``: all that hold it). A function, operator
+   or type may mean any object of that name in any of the schemas: arguments are not typed here, so every candidate is
+   followed.
 3. Followed are: views, inheritance, policies, virtual columns, column types, domains and their checks, composite and
    range types, user types' input, output, comparison and cast functions, visible function bodies and default
    arguments, aggregates, operators.
@@ -169,6 +170,12 @@ object(cls, obj, slot) AS MATERIALIZED (
   WHERE oid NOT IN (SELECT obj FROM dep WHERE cls = 'pg_class'::regclass)
 )
 SELECT 'seed', obj::int8, json_build_array(what, number)::text FROM seed
+UNION ALL
+SELECT 'seed', c.oid::int8, json_build_array('named', u.i)::text
+FROM asked, jsonb_array_elements(j->'relations') WITH ORDINALITY AS u(n, i)
+JOIN pg_class c ON c.relname = (u.n->>1)::name JOIN pg_namespace s ON s.oid = c.relnamespace
+LEFT JOIN path p ON p.oid = s.oid
+WHERE CASE WHEN u.n->>0 IS NULL THEN p.oid IS NOT NULL ELSE s.nspname = (u.n->>0)::name END
 UNION ALL
 SELECT 'relation', c.oid::int8, json_build_object(
     'schema', s.nspname, 'name', c.relname, 'kind', c.relkind, 'persistence', c.relpersistence,

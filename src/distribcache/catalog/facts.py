@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from distribcache.catalog.meaning import Meaning, meaning_of
+from distribcache.catalog.meaning import Candidate, Meaning, meaning_of
 from distribcache.sql.cacheability import FunctionCall, Name, Names
 
 __all__ = ["BUILTIN", "Answer", "Function", "Relation", "Support", "Type", "question"]
@@ -115,8 +115,8 @@ class Answer:
     relation_of: dict[Name, int] = field(default_factory=dict)
     functions_of: dict[FunctionCall, set[int]] = field(default_factory=dict)
     types_of: dict[Name, set[int]] = field(default_factory=dict)
-    seeds: set[tuple[str, int, int]] = field(default_factory=set)
-    """(kind, which of the names asked for, oid), over all questions."""
+    seeds: set[Candidate] = field(default_factory=set)
+    """Over all questions."""
     encoding: str = "UTF8"
     # An extension that keeps the rows of ordinary tables on other servers.
     elsewhere: str = ""
@@ -152,7 +152,8 @@ class Answer:
                     self.supports[kind, oid] = Support(kind, facts["name"], facts["function"], operands, strict)
 
     def _seed(self, asked: Names, what: str, number: int, oid: int) -> None:
-        self.seeds.add((what, number, oid))
+        if what not in ("relation", "operator"):
+            self.seeds.add((what, number, oid))
         match what:
             case "relation":
                 self.relation_of[asked.relations[number - 1]] = oid
@@ -165,7 +166,12 @@ class Answer:
         """What ``asked`` means, if it was the only question so far."""
         casts = {("cast", 0, oid) for kind, oid in self.supports if kind == "cast"}
         finds = any(self.functions[oid].finds for oids in self.functions_of.values() for oid in oids)
-        return meaning_of(frozenset(self.seeds | casts), vague=finds or asked.collates)
+        alike = [
+            (place, 1 + asked.types.index(Name(*call[:2])))
+            for place, call in enumerate(asked.functions, 1)
+            if call.arguments == 1 and Name(*call[:2]) in asked.types
+        ]
+        return meaning_of(self.seeds | casts, alike, builtin=BUILTIN, vague=finds or asked.collates)
 
     def _relation(self, oid: int, facts: dict[str, Any]) -> None:
         policies = facts["policies"]

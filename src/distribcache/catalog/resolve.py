@@ -78,7 +78,7 @@ async def resolve(ask: Ask, schemas: Sequence[str], names: Names, *, published: 
     meaning: Meaning | None = None
     for _ in range(_ROUNDS):
         await _ask_closure(ask, path, asked, answer)
-        meaning = meaning or answer.meaning(names)  # what definitions name is bound to objects already
+        meaning = meaning or answer.meaning(asked)  # what definitions name is bound to objects already
         fresh = list(_definitions(answer, done))
         texts += fresh
         functions = tuple({call for body in fresh for call in body.asked.functions} - answer.functions_of.keys())
@@ -99,9 +99,14 @@ async def _unpublished(ask: Ask, answer: Answer) -> Refusal | None:
     return None
 
 
-async def closure(ask: Ask, path: Sequence[str], names: Names, answer: Answer) -> None:
-    """Add what ``names`` stand for, and everything that depends on, to ``answer``; nothing printed is read."""
-    await _ask_closure(ask, path, _with_calls_as_types(names), answer)
+async def closure(ask: Ask, path: Sequence[str], names: Names, answer: Answer) -> Names:
+    """Add what ``names`` stand for, and everything that depends on, to ``answer``; nothing printed is read.
+
+    Returns what was asked.
+    """
+    asked = _with_calls_as_types(names)
+    await _ask_closure(ask, path, asked, answer)
+    return asked
 
 
 async def _ask_closure(ask: Ask, path: Sequence[str], names: Names, answer: Answer) -> None:

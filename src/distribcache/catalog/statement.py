@@ -107,7 +107,7 @@ class Analyst:
         published: Callable[[], bool] = lambda: False,
     ) -> None:
         self.writes = Writes(ask, visible, schema_lsn)
-        self.definers = Definers(ask, visible, schema_lsn)
+        self.definers = Definers(ask, schema_lsn)
         self._ask = ask
         self._slot_of = slot_of
         self._visible = visible
@@ -173,7 +173,7 @@ class Analyst:
     def meaning(self, text: bytes, schemas: Schemas) -> Meaning | None:
         """What the names of a text of one statement were last found to mean; None if that was never asked. Never waits.
 
-        It may be older than the schema: whoever compares it then finds a difference that is none, but misses none.
+        It may be older than the schema: what was there then was there later, or has been dropped since.
         """
         parsed = self._text(text).parsed
         if parsed.error or len(parsed.statements) != 1:
@@ -183,13 +183,6 @@ class Analyst:
             return self.writes.meaning(statement, schemas)
         known = _TRIVIAL if statement.names == _NOTHING else self._names.get((schemas, statement.names))
         return None if known is None else known.resolution.meaning
-
-    async def find_meaning(self, text: bytes, schemas: Schemas) -> None:
-        """Ask for the meaning of a read, also while no answer can be dated. Raises UpstreamError."""
-        if self.meaning(text, schemas) is None:
-            for statement in self._text(text).parsed.statements:
-                if statement.is_pure_candidate:
-                    await self._single_flight(statement.names, schemas)
 
     def forget(self) -> None:
         """Drop everything, such as when the database is another one now."""

@@ -65,8 +65,7 @@ async def why_loud(ask: Ask, schemas: Sequence[str], names: Names) -> tuple[Refu
     """
     path = [*schemas, "pg_catalog"] if "pg_catalog" not in schemas else list(schemas)
     answer = Answer()
-    await closure(ask, path, names, answer)
-    meaning = answer.meaning(names)
+    meaning = answer.meaning(await closure(ask, path, names, answer))
     return await _why_loud(ask, path, names, answer), meaning
 
 

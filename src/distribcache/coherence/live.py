@@ -15,12 +15,9 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import psycopg
 from psycopg.conninfo import make_conninfo
 
 from distribcache.clock import now_ns
-from distribcache.coherence.catalogue import LOCK_MS, STATEMENT_MS
-from distribcache.coherence.connections import Connection, connect
 from distribcache.coherence.coverage import Coverage
 from distribcache.coherence.epoch import digest, server_epoch
 from distribcache.coherence.following import Following
@@ -30,7 +27,6 @@ from distribcache.coherence.ledger import FLOORS, FRESH_AT, UNKNOWN, Columns, Le
 from distribcache.coherence.link import Link, ServerIdentity
 from distribcache.coherence.lsn import format_lsn
 from distribcache.coherence.options import Options
-from distribcache.coherence.questions import Questions
 from distribcache.coherence.reasons import REASONS, NotServing
 from distribcache.errors import UpstreamError
 
@@ -80,8 +76,6 @@ class DatabaseCoherence:
         self.for_good = False
         """Nobody is expected back: with ``stop`` a persistent slot goes too."""
         self._state: NotServing | None = NotServing("starting")
-        self._aside = Questions(self._connect_aside)
-        """While nothing is followed: statements are prepared meanwhile, too."""
         self._following: Following | None = None
         self._lost: asyncio.Future[NotServing] | None = None
         self._task: asyncio.Task[None] | None = None
@@ -250,21 +244,9 @@ class DatabaseCoherence:
     async def ask(self, sql: str, params: Sequence[object] = ()) -> list[tuple[Any, ...]]:
         """A question about the catalogue on the cache's own connection. Raises UpstreamError."""
         following = self._following
-        if following is not None:
-            return await following.link.catalogue.ask(sql, params)
-        if self._task is None:
+        if following is None:
             raise UpstreamError("this database is not followed now", where=self.name, hint=self.hint)
-        return await self._aside.ask(sql, params)
-
-    async def _connect_aside(self) -> Connection:
-        try:
-            return await connect(
-                self._conninfo, timeout_s=self.options.connect_timeout_s, statement_ms=STATEMENT_MS, lock_ms=LOCK_MS
-            )
-        except (psycopg.Error, OSError, TimeoutError, NotServing) as error:
-            raise UpstreamError(
-                "PostgreSQL cannot be asked about its catalogue", where=self.name, hint=self.hint
-            ) from error
+        return await following.link.catalogue.ask(sql, params)
 
     def report(self) -> dict[str, object]:
         """Names and values for ``SHOW distribcache.freshness``."""
@@ -313,7 +295,6 @@ class DatabaseCoherence:
             # Cancelled while it was closing already: that goes on by itself.
             if self._closing is not None:
                 await asyncio.wait({self._closing})
-        await self._aside.close()
         self._end(NotServing("stopped"))
         if self._keeping is not None:
             if self.for_good:
@@ -349,7 +330,6 @@ class DatabaseCoherence:
             self.identity, self.server_version_num = link.identity, link.version
             following = self._following = Following(link, self.coverage, self.options, self._lose)
             await following.start()
-            self._aside.drop()
             self._state = None
             self._log(f"{self.name}: following the change stream from {format_lsn(link.start)}")
             return await self._lost

@@ -21,7 +21,6 @@ Rules:
 4. The epoch of a fill is that which main has told with V, not the one in the shared words, which may be younger: a
    position of one epoch is never dated by another.
 5. Questions of the analysis go over a connection of the worker's own, to the very server that main's reader follows.
-   While none is followed, what names mean is asked of any: it is compared, and nothing rests on it alone.
 """
 
 from __future__ import annotations
@@ -346,15 +345,17 @@ class Mirror:
         self._may_ask()
         return await self._questions.ask(sql, params)
 
-    def _may_ask(self) -> None:
-        if self._left or not self.number:
+    def _may_ask(self) -> Mapping[str, str]:
+        """Where the server is that main follows. Raises UpstreamError."""
+        where: Mapping[str, str] | None = self._facts.get("where")
+        if self._left or not where:
             raise UpstreamError("this database is not followed now", where=self.name, hint=self.hint)
+        return where
 
     async def _connect(self) -> Connection:
         """See rule 5; as in ``Link``, addresses may lead to several servers."""
-        self._may_ask()
-        place, expected = self._place, self._facts.get("identity")
-        conninfo = make_conninfo(place.conninfo, dbname=self.name, **(self._facts.get("where") or {}))
+        where, place, expected = self._may_ask(), self._place, self._facts["identity"]
+        conninfo = make_conninfo(place.conninfo, dbname=self.name, **where)
         try:
             connection = await connect(
                 conninfo, timeout_s=place.options.connect_timeout_s, statement_ms=STATEMENT_MS, lock_ms=LOCK_MS
@@ -365,8 +366,7 @@ class Mirror:
                 "PostgreSQL cannot be asked about its catalogue", where=self.name,
                 hint="each worker needs a connection of its own per database: see max_connections",
             ) from error
-        changed = self._facts.get("identity") != expected
-        if row is None or changed or (expected and list(row) != list(expected)[: len(row)]):
+        if row is None or list(row) != list(expected)[: len(row)] or self._facts["identity"] != expected:
             await close(connection)
             raise UpstreamError(
                 "another server answered than the one that is followed", where=self.name,

@@ -166,7 +166,7 @@ class Fetching:
         status = "refused" if plan.refused else "bypass"
         workload = workload_of(analysis, known, wish)
         outcome = Outcome(status, "", plan.reason, None, ",".join(analysis.tables), workload.value)
-        return (yield from self._pass(session, question, outcome, pure=analysis.pure))
+        return (yield from self._pass(session, question, outcome, pure=analysis.pure and not analysis.meaning.doubtful))
 
     def _fill(
         self, session: Session, question: Question, key: Key, plan: Plan, known: Known, wish: Wish, why: str
@@ -181,7 +181,9 @@ class Fetching:
         began = now_ns()
         session.sent = True
         try:
-            result: Result = yield session.run(question, alone=True)
+            # The driver may hold it prepared from a time when its names meant something else.
+            anew = analysis.meaning.vague or bool(analysis.meaning.doubtful)
+            result: Result = yield session.run(question, alone=True, anew=anew)
             try:
                 yield from self._store(session, key, result, plan, known, wish, outcome, (began, now_ns()))
             except Exception as error:  # noqa: BLE001 - the answer is there

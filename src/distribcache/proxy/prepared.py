@@ -31,10 +31,9 @@ class Prepared:
         """Do its names stand for the relations, functions and types that a Parse would find now, so ``meaning``?
         ``schema``: the schema slot.
         """
-        known = self.meaning
-        if known is None or meaning is None:
-            return self.lsn >= schema
-        return known.found == meaning.found
+        if self.lsn >= schema:
+            return True
+        return meaning is not None and meaning.stands_since(self.meaning)
 
     def reads_as_written(self, meaning: Meaning, schema: int) -> bool:
         """And so for all other names: may its answer be taken for that of its text?"""

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 from distribcache.clock import now_ns
 from distribcache.coherence.ledger import EPOCH, SCHEMA
-from distribcache.coherence.lsn import parse_lsn
 from distribcache.coherence.scope import Scope, ServerFacts, read_scope
 from distribcache.errors import ProtocolError, UpstreamError
 from distribcache.proxy.answer import READY
@@ -36,10 +35,6 @@ _COMPLETE, _ERROR, _READY = b"CEZ"
 _CANCELLED = b"\0C57014\0"
 _ISOLATION = re.compile(rb"transaction|isolation", re.IGNORECASE)
 """In any text that could set what may only be set before the first query of a transaction."""
-_WITH_POSITION = (
-    "SELECT CASE WHEN pg_catalog.pg_is_in_recovery() THEN NULL ELSE pg_catalog.pg_current_wal_insert_lsn() END, q.* "
-    "FROM ({}) q"
-)
 _KEYED = frozenset(name.lower() for name in KEYED)
 
 
@@ -82,9 +77,9 @@ class Questions:
 
         def done(kind: int, message: bytes) -> None:
             if not cancelled:
-                scope, lsn = self._read(rows, extra, early=early) if good else (_refused("scope_query_failed"), 0)
+                scope = self._read(rows, extra, early=early) if good else _refused("scope_query_failed")
                 if early:
-                    s.early = (None if scope.refusal else scope), asked_at, lsn
+                    s.early = (0 if scope.refusal else scope.ident), asked_at
                 else:
                     s.know_scope(scope, asked_under)
             if not answered.done():
@@ -102,27 +97,21 @@ class Questions:
         ):
             s.replies.expect(op)
         s.awaiting = True
-        text = _WITH_POSITION.format(scope_query(extra)) if early else scope_query(extra)
-        question = parse(_NAME, text.encode()) + bind(_NAME, _NAME) + execute(_NAME) + close(b"S", _NAME)
+        question = parse(_NAME, scope_query(extra).encode()) + bind(_NAME, _NAME) + execute(_NAME) + close(b"S", _NAME)
         s.wires.to_upstream(behind + question + SYNC)
         return answered
 
-    def _read(self, rows: list[bytes], extra: tuple[str, ...], *, early: bool) -> tuple[Scope, int]:
-        """The scope, and with ``early`` a position of the log from before it."""
-        lsn = 0
+    def _read(self, rows: list[bytes], extra: tuple[str, ...], *, early: bool) -> Scope:
         try:
             values = read_data_row(memoryview(rows[0])[5:]).values if len(rows) == 1 else ()
-            if early:
-                lsn = parse_lsn(values[0] or b"0/0")
-                values = values[1:]
             settings = [None if each is None else str(each).encode() for each in json.loads(values[-1] or b"")]
             scope = read_scope([*values[:-1], *settings], self._session.node.idents, extra)
         except (ProtocolError, ValueError, TypeError, IndexError):
-            return _refused("scope_query_failed"), 0
+            return _refused("scope_query_failed")
         reason = self._wrong_server(scope)
         if early and reason == "wrong_server":  # the connection stays, and proves it before it is served or stored
             reason = ""
-        return (_refused(reason), 0) if reason else (scope, lsn)
+        return _refused(reason) if reason else scope
 
     def _wrong_server(self, scope: Scope) -> str:
         """Coherence rule R9: is the client's server the one whose WAL is read? Empty when it is."""

@@ -45,8 +45,6 @@ _INBOX = 1 << 20
 """Client bytes that may wait before the client's socket is no longer read. A Query or a Bind may be as long and
 still be held: what a bulk INSERT does should be known."""
 _LONG_BIND = 4096
-_PATIENCE_S = 0.25
-"""How long a Parse waits, while nothing is served yet, for what its names mean."""
 _SOON = frozenset({
     "starting", "catching_up", "catalogue_alarm", "reader_lost", "upstream_down", "unreachable", "wal_lag",
     "log_went_back", "publication_changed",
@@ -403,16 +401,6 @@ class Session(Standing):
         if not self.early_left or not self.node.settings.cache.enabled or not self._learn("early"):
             return False
         self.early_left -= 1
-        return True
-
-    def learn_meaning(self, sql: bytes) -> bool:
-        """The same of what the names of a read mean that is prepared meanwhile."""
-        scope, analyst = self.early[0] if self.early_known else None, self.database.analyst
-        if self.scope is not None or scope is None or "meaning" in self.tried:
-            return False
-        if analyst.meaning(sql, scope.schemas) is not None:
-            return False
-        self.wait("meaning", asyncio.wait_for(analyst.find_meaning(sql, scope.schemas), _PATIENCE_S))
         return True
 
     def _learn(self, when: str) -> bool:

@@ -57,10 +57,8 @@ class Standing:
         self.replies.on_commit = self._on_commit
         self.txn = Transaction()
         self.scope: Scope | None = None
-        self.early: tuple[Scope | None, int, int] = (None, 0, 0)
-        """What was learned before anything is served: the scope (None: it does not count), when it was asked for, and a
-        position of the log that is older than the answer.
-        """
+        self.early = (0, 0)
+        """The identity that was learned before anything is served (0: it does not count), and when it was asked for."""
         self.early_left = _EARLY
         self.statements: dict[bytes, Prepared] = {}
         self.portals: dict[bytes, Prepared] = {}
@@ -179,24 +177,19 @@ class Standing:
         """What stands for the session as a statement that is parsed now sees it; something unique while that is
         unknown.
         """
-        scope = self.parse_scope()
-        return self.node.idents.unique() if scope is None else scope.ident
-
-    def parse_scope(self) -> Scope | None:
-        """The scope of a statement that is parsed now, if it is known."""
-        return self.scope if self.scope is not None else self.early[0] if self.early_known else None
+        known = self.scope.ident if self.scope is not None else self.early[0] if self.early_known else 0
+        return known or self.node.idents.unique()
 
     def prepared(self, sql: bytes, oids: tuple[int, ...]) -> Prepared:
         """What a Parse that is sent now prepares."""
-        scope = self.parse_scope()
+        scope = self.scope
         meaning = None if scope is None else self.database.analyst.meaning(sql, scope.schemas)
-        lsn = self.coherence.visible() or (self.early[2] if self.early_known else 0)
-        return Prepared(sql, oids, self.parse_ident(), meaning=meaning, lsn=lsn)
+        return Prepared(sql, oids, self.parse_ident(), meaning=meaning, lsn=self.coherence.visible())
 
     def forget_scope(self) -> None:
         """Something could have changed the session: nothing is served or stored until it is asked again."""
         self.scope = None
-        self.early = (None, 0, 0)
+        self.early = (0, 0)
         self.hot.ident = 0
         self.hot.names.clear()
 

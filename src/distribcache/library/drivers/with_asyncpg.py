@@ -129,7 +129,7 @@ class AsyncpgSession:
             self._honest = False
             return str(await self._connection.fetchval(sql))
 
-    async def run(self, question: Question, *, alone: bool) -> Result:
+    async def run(self, question: Question, *, alone: bool, anew: bool = False) -> Result:
         # Another task may have begun a transaction on this connection, and may end it before anybody looks again.
         self._mingled = self._mingled or self._connection.is_in_transaction()
         if self._representation:  # whoever has one of his own needs the types, too
@@ -137,7 +137,10 @@ class AsyncpgSession:
             found = statement.get_attributes()
             rows = [tuple(record) for record in await statement.fetch(*question.args)]
             return Result([each.name for each in found], rows, None, [each.type.oid for each in found])
-        records = await self._connection.fetch(question.text, *question.args)
+        if anew:  # not from asyncpg's own cache of statements
+            records = await (await self._connection.prepare(question.text)).fetch(*question.args)
+        else:
+            records = await self._connection.fetch(question.text, *question.args)
         if not records:
             return Result((), [])
         return Result(tuple(records[0].keys()), [[_plain(each) for each in record] for record in records])

@@ -257,10 +257,10 @@ class AsyncSession(_Session):
         result = await self.run(Question(sql, ()), alone=True)
         return str(result.rows[0][0])
 
-    async def run(self, question: Question, *, alone: bool) -> Result:
+    async def run(self, question: Question, *, alone: bool, anew: bool = False) -> Result:
         kind = _AsyncAlone if alone else AsyncRawCursor
         async with kind(self._connection, row_factory=tuple_row) as cursor:
-            await cursor.execute(question.text.encode(), question.args or None)
+            await cursor.execute(question.text.encode(), question.args or None, prepare=False if anew else None)
             self._mingled = self._mingled or (isinstance(cursor, _Alone) and not cursor.alone)
             return self._result(cursor, await cursor.fetchall()) if cursor.description else Result((), [])
 
@@ -323,10 +323,10 @@ class BlockingSession(_Session):
     def ask(self, sql: str, *, probe: bool) -> str:
         return str(self.run(Question(sql, ()), alone=True).rows[0][0])
 
-    def run(self, question: Question, *, alone: bool) -> Result:
+    def run(self, question: Question, *, alone: bool, anew: bool = False) -> Result:
         kind = _BlockingAlone if alone else RawCursor
         with kind(self._connection, row_factory=tuple_row) as cursor:
-            cursor.execute(question.text.encode(), question.args or None)
+            cursor.execute(question.text.encode(), question.args or None, prepare=False if anew else None)
             self._mingled = self._mingled or (isinstance(cursor, _Alone) and not cursor.alone)
             return self._result(cursor, cursor.fetchall()) if cursor.description else Result((), [])
 
