@@ -121,7 +121,7 @@ async def test_a_failure_of_the_cache_is_not_one_of_the_read(
     monkeypatch.setattr(Planning if place == "_plan" else Keeper, place, broken)
     assert await cache.fetch(pool, NAME, 63) == [("item 63",)]
     assert await cache.fetch(pool, NAME, 64) == [("item 64",)]
-    assert cache.stats().failures["RuntimeError"] >= 1
+    until(lambda: "RuntimeError" in cache.stats().failures)  # what is kept is kept behind the answer
     monkeypatch.undo()
     assert await hit(cache, pool, NAME, 63) == [("item 63",)]
     await pool.close()

@@ -111,8 +111,8 @@ async def test_a_commit_between_f_and_the_store(
         monkeypatch.setattr(Keeper, "put", late)
     run = AsyncpgSession.run
 
-    async def slowly(self: AsyncpgSession, question: Any, *, alone: bool) -> Any:
-        result = await run(self, question, alone=alone)
+    async def slowly(self: AsyncpgSession, question: Any, **how: Any) -> Any:
+        result = await run(self, question, **how)
         if question.args == (36,):
             shop.outside("UPDATE item SET name = 'changed' WHERE id = 36")
             assert await asyncio.wrap_future(cache._keeper.call(_caught_up(cache)))
@@ -150,8 +150,8 @@ async def test_a_follower_does_not_take_what_is_older_than_its_own_write(
     read, go_on = asyncio.Event(), asyncio.Event()
     run = AsyncpgSession.run
 
-    async def held(self: AsyncpgSession, question: Any, *, alone: bool) -> Any:
-        result = await run(self, question, alone=alone)
+    async def held(self: AsyncpgSession, question: Any, **how: Any) -> Any:
+        result = await run(self, question, **how)
         if question.args == (38,) and not read.is_set():
             read.set()
             await go_on.wait()

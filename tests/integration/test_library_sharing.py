@@ -57,13 +57,13 @@ async def test_what_another_task_has_not_committed_is_not_kept(
     connection = await shop.psycopg(autocommit=autocommit)
     run, seen = with_psycopg.AsyncSession.run, []
 
-    async def among(self: Any, question: Any, *, alone: bool) -> Any:
+    async def among(self: Any, question: Any, **how: Any) -> Any:
         """Another task's transaction begins before the statement, and is over when anybody looks."""
         if not question.text.startswith(COUNT):
-            return await run(self, question, alone=alone)
+            return await run(self, question, **how)
         async with connection.transaction(force_rollback=True):
             await connection.execute(INSERT)
-            seen.append(await run(self, question, alone=alone))
+            seen.append(await run(self, question, **how))
             return seen[-1]
 
     await hit(cache, connection, "SELECT id FROM item")  # it is settled
@@ -81,11 +81,11 @@ async def test_what_another_task_has_not_committed_is_not_kept_from_asyncpg(
     connection = await asyncpg.connect(shop.url)
     run = with_asyncpg.AsyncpgSession.run
 
-    async def among(self: Any, question: Any, *, alone: bool) -> Any:
+    async def among(self: Any, question: Any, **how: Any) -> Any:
         transaction = connection.transaction()
         await transaction.start()
         await connection.execute(INSERT)
-        found = await run(self, question, alone=alone)
+        found = await run(self, question, **how)
         await transaction.rollback()
         return found
 
