@@ -11,6 +11,8 @@ Rules:
    compared as words, whatever schema and arguments they have. Where triggers define, so may code that writes rows.
 3. Until that is known for the present catalogue, anything may. What cannot be told apart may too. It is asked while
    alarms are pending as well: else every statement that comes meanwhile would raise the next one.
+   For the same reason a read that could not be analysed, as none can while an alarm is pending, has to call such code
+   by name. What it reaches unnamed, through a view, is seen by the poll that every opaque statement asks for.
 4. Where the event trigger announces every change (``announcing``), only DO is looked at: it may change roles.
 """
 
@@ -23,8 +25,9 @@ from dataclasses import dataclass
 
 from distribcache.catalog.announcing import announces
 from distribcache.catalog.resolve import Ask
-from distribcache.sql.cacheability import Kind, Parsed
+from distribcache.sql.cacheability import Kind, Parsed, Statement
 from distribcache.sql.effects import Effects
+from distribcache.sql.grammar import AGGREGATES
 
 __all__ = ["DEFINERS", "Definers"]
 
@@ -83,6 +86,10 @@ FROM fired
 """One row: names of the functions that may define, in lower case; does a trigger; does anything else reach one?"""
 
 
+def _calls(statement: Statement) -> bool:
+    return any(call.name not in AGGREGATES for call in statement.functions)
+
+
 @dataclass(frozen=True, slots=True)
 class _Known:
     """``names`` is None where anything may define."""
@@ -92,14 +99,13 @@ class _Known:
     fired: bool = False
     reached: bool = False
 
-    def may(self, sql: bytes, kinds: set[Kind]) -> bool:
+    def may(self, sql: bytes, kinds: set[Kind], *, analysed: bool) -> bool:
         if Kind.DO in kinds and _DEFINES.search(_MADE_PLAIN.sub(b" ", sql)):
-            return True
-        if self.names is None:
             return True
         if not self.names:
             return False
-        if self.reached or (self.fired and not kinds <= _READS) or not kinds.isdisjoint(_BY_NAME):
+        reached = self.reached and (analysed or not kinds <= _READS)
+        if reached or (self.fired and not kinds <= _READS) or not kinds.isdisjoint(_BY_NAME):
             return True
         text = sql.lower()
         return len(sql) > _LONGEST or _ESCAPED in text or not self.names.isdisjoint(_NAMES.findall(text))
@@ -114,15 +120,20 @@ class Definers:
         self._known: _Known | None = None
         self._asking: asyncio.Task[None] | None = None
 
-    def may(self, sql: bytes, parsed: Parsed, effect: Effects) -> bool:
-        """May this statement, whose effects on sight are ``effect``, change the catalogue unseen? Never waits."""
+    def may(self, sql: bytes, parsed: Parsed, effect: Effects, *, analysed: bool = True) -> bool:
+        """May this statement, whose effects on sight are ``effect``, change the catalogue unseen? Never waits.
+
+        ``analysed``: so it is no proven pure read; else nobody could say.
+        """
         if effect.ddl or not (effect.impure and effect.opaque):
             return False
-        known = self._known
-        if known is None or not self.known:
+        kinds = {each.kind for each in parsed.statements}
+        known = self._known if self.known else None
+        if known is None:
             self.learn()
-            return True
-        return known.may(sql, {each.kind for each in parsed.statements})
+        if known is None or known.names is None:
+            return analysed or not kinds <= _READS or any(map(_calls, parsed.statements))
+        return known.may(sql, kinds, analysed=analysed)
 
     @property
     def known(self) -> bool:

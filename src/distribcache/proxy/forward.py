@@ -126,7 +126,8 @@ def _judge(
     analysis, outcome = considered
     schema = s.coherence.words[SCHEMA]
     pure = analysis is not None and analysis.pure and statement.runs_as_written(analysis.meaning, schema)
-    plan.effects.append((s.effects_of(sql, parsed, pure=pure, prepared=statement), kind, False))
+    effect = s.effects_of(sql, parsed, pure=pure, analysed=analysis is not None, prepared=statement)
+    plan.effects.append((effect, kind, False))
     if not is_ping(sql):
         plan.outcome = outcome
     if outcome.status or analysis is None or run is None:

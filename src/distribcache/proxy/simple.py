@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
+from distribcache.catalog.statement import Analysis
 from distribcache.proxy.answer import READY, describe_rows, rows
 from distribcache.proxy.lookup import WAIT, consider, find, is_ping, miss, only, serve_entry, start_fill
 from distribcache.proxy.node import Outcome
@@ -117,9 +118,8 @@ def query(s: Session, message: bytes) -> bool:
     if considered is WAIT:
         return False
     analysis, outcome = considered
-    pure = analysis is not None and analysis.pure
     if outcome.status or analysis is None or s.scope is None:
-        return _forward(s, message, parsed, None if is_ping(sql) else outcome, pure=pure)
+        return _forward(s, message, parsed, None if is_ping(sql) else outcome, analysis)
     key = (s.scope.ident, message)
     entry = find(s, key, analysis)
     if entry is WAIT:
@@ -157,7 +157,7 @@ def _mistyped(s: Session) -> Callable[[int, bytes], None]:
 
 
 def _forward(
-    s: Session, message: bytes, parsed: Parsed | None, outcome: Outcome | None, *, pure: bool = False
+    s: Session, message: bytes, parsed: Parsed | None, outcome: Outcome | None, analysis: Analysis | None = None
 ) -> bool:
     """Send the message as it is; ``parsed`` None: it is malformed. ``outcome`` None leaves ``SHOW distribcache.last``
     alone.
@@ -169,7 +169,10 @@ def _forward(
     if parsed is not None and must_query(s, (parsed,)):
         s.questions.query()
         return False
-    effect = UNKNOWN if parsed is None else s.effects_of(message[5:-1], parsed, pure=pure)
+    pure = analysis is not None and analysis.pure
+    effect = UNKNOWN
+    if parsed is not None:
+        effect = s.effects_of(message[5:-1], parsed, pure=pure, analysed=analysis is not None)
     if effect.databases and "left" not in s.tried:
         s.leave(effect.databases)
         return False

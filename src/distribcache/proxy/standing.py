@@ -231,10 +231,12 @@ class Standing:
         else:
             totals.bypasses[outcome.reason] += 1
 
-    def effects_of(self, sql: bytes, parsed: Parsed, *, pure: bool, prepared: Prepared | None = None) -> Effects:
-        """What a text that goes upstream may do; ``prepared``: as that."""
+    def effects_of(
+        self, sql: bytes, parsed: Parsed, *, pure: bool, analysed: bool, prepared: Prepared | None = None
+    ) -> Effects:
+        """What a text that goes upstream may do; ``prepared``: as that. ``analysed``: else ``pure`` says nothing."""
         found = effects(sql, parsed, pure=pure, quiet=lambda: self._is_quiet(parsed, prepared))
-        if self.coherence.mode == "wal" and self.database.analyst.definers.may(sql, parsed, found):
+        if self.coherence.mode == "wal" and self.database.analyst.definers.may(sql, parsed, found, analysed=analysed):
             return replace(found, ddl=True)
         return found
 
