@@ -267,3 +267,17 @@ def test_sessions_that_are_over_or_busy_are_not_asked(
 
 async def _introduce(session: Session) -> None:
     session.introduce()
+
+
+def test_a_client_that_is_accepted_while_the_proxy_ends_is_let_go(stock: Database, inner: InnerProxy) -> None:
+    """It came too late to be told, and nobody would ever close it."""
+    listener = inner.proxy.listener
+    listener.stopped = True
+    try:
+        with socket.create_connection((inner.host, inner.port), timeout=5) as client:
+            try:
+                assert client.recv(1) == b""
+            except ConnectionResetError:
+                pass
+    finally:
+        listener.stopped = False

@@ -76,6 +76,9 @@ class Connection(asyncio.Protocol):
         self.client = client = cast(asyncio.Transport, transport)  # uvloop's transports are no subclasses
         if self._counted:  # the same client, now behind TLS
             return
+        if self.listener.stopped:  # it was accepted just before
+            client.abort()
+            return
         client.set_write_buffer_limits(high=_HIGH_WATER)
         self._counted = True
         self._refusal = self.listener.admit(self)

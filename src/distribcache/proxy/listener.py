@@ -44,7 +44,7 @@ class Listener:
         self.tls, self.certificate = client_tls(node.settings.listen.tls_cert, node.settings.listen.tls_key)
         self._server: asyncio.Server | None = None
         self._accepting: set[asyncio.Task[None]] = set()
-        self._stopped = False
+        self.stopped = False
         self._connections: set[Connection] = set()
         self._strangers: set[Connection] = set()
         self._timer: asyncio.TimerHandle | None = None
@@ -91,7 +91,7 @@ class Listener:
         task.add_done_callback(self._accepting.discard)
 
     def _accept_again(self, sock: socket.socket) -> None:
-        if not self._stopped:
+        if not self.stopped:
             asyncio.get_running_loop().add_reader(sock.fileno(), self._accept, sock)
 
     async def _serve(self, client: socket.socket) -> None:
@@ -100,7 +100,7 @@ class Listener:
 
     async def stop(self) -> None:
         """Stop listening and end every connection with the error that a server shutting down would send."""
-        self._stopped = True
+        self.stopped = True
         if self._timer is not None:
             self._timer.cancel()
         for sock in self._sockets:
