@@ -50,9 +50,9 @@ def child(*arguments: object) -> Iterator[subprocess.Popen[str]]:
 def fill(cache: WarmCache, numbers: range, size: int = 3000) -> None:
     for number in numbers:
         if not cache.put(digest(number), record(noise(number, size), mark=number)):
-            assert cache.flush()
+            assert cache.flush(60), cache.stats()
             assert cache.put(digest(number), record(noise(number, size), mark=number))
-    assert cache.flush()
+    assert cache.flush(60), cache.stats()
 
 
 def found(cache: WarmCache, numbers: range, size: int = 3000) -> int:
@@ -124,7 +124,7 @@ def test_the_file_stays_within_half_as_much_again(
         for number in range(16_000 if size == 120 else 2000):
             payload = noise(number, 100 + number * 7919 % 30_000 if size is None else size)
             if not cache.put(digest(number), record(payload)):
-                assert cache.flush(), cache.stats()
+                assert cache.flush(60), cache.stats(), cache.stats()
                 assert cache.put(digest(number), record(payload))
         assert cache.flush(30)
         stats = cache.stats()
@@ -304,7 +304,7 @@ def test_a_large_record_is_not_read_by_an_event_loop(tmp_path: Path) -> None:
         for number, given in ((1, small), (2, large)):
             assert cache.put(digest(number), given)
             assert cache.find(digest(number)) == given  # it is in memory yet
-        assert cache.flush()
+        assert cache.flush(60), cache.stats()
         before = cache.stats()
         assert cache.find(digest(1)) == small
         assert cache.find(digest(2)) is Large.LARGE
@@ -321,7 +321,7 @@ def test_look_ups_of_many_threads_while_it_closes_and_opens(tmp_path: Path) -> N
     with warm(tmp_path / "l2", wall) as cache:
         for number, one in given.items():
             cache.put(digest(number), one)
-        assert cache.flush()
+        assert cache.flush(60), cache.stats()
         done, wrong, hits = threading.Event(), [], []
 
         def read() -> None:
@@ -357,12 +357,12 @@ def test_expired_records_leave(tmp_path: Path) -> None:
     with warm(tmp_path / "l2", wall) as cache:
         for number in range(10):
             cache.put(digest(number), record(ttl=10 + number % 2 * 100))
-        assert cache.flush()
+        assert cache.flush(60), cache.stats()
         assert not cache.put(digest("late"), record(ttl=0))
         assert cache.stats().refusals == {"expired": 1}
         wall.now += 50
         assert sum(cache.get(digest(number)) is not None for number in range(10)) == 5
-        assert cache.flush()
+        assert cache.flush(60), cache.stats()
         assert cache.stats().entries == 5
         assert cache.stats().evictions[Cause.EXPIRED] == 5
 
@@ -376,7 +376,7 @@ def test_a_clock_that_was_set_back_does_not_make_records_live_longer(
     wall = Wall()
     with warm(tmp_path / "l2", wall) as cache:
         cache.put(digest(1), record(ttl=60))
-        assert cache.flush()
+        assert cache.flush(60), cache.stats()
         wall.now -= 4
         assert cache.get(digest(1)) is not None
         wall.now -= 3600
@@ -390,7 +390,7 @@ def test_dropping_an_expired_record_spares_the_one_that_replaced_it(tmp_path: Pa
         assert isinstance(first, tuple)
         fill(cache, range(1))
         cache._queue.drop(digest(0), Drop(Cause.EXPIRED, first[0]))
-        assert cache.flush()
+        assert cache.flush(60), cache.stats()
         assert found(cache, range(1)) == 1
 
 
@@ -409,7 +409,7 @@ def scan(cache: WarmCache, hot: range, cold: range) -> float:
                     hits, asked = hits + (got is not None), asked + 1
                 if got is None:
                     cache.put(digest(number), record(noise(number, 3000), mark=number))
-            assert cache.flush()
+            assert cache.flush(60), cache.stats()
     return hits / asked
 
 
@@ -447,9 +447,9 @@ def test_what_is_asked_for_again_comes_in_when_it_is_nearly_full(tmp_path: Path)
         # What stands there already may be replaced, and what was dropped come back.
         assert cache.put(digest(7), record(mark=1))
         cache.discard(digest(8))
-        assert cache.flush()
+        assert cache.flush(60), cache.stats()
         assert cache.put(digest(8), record(mark=2))
-        assert cache.flush()
+        assert cache.flush(60), cache.stats()
         assert (cache.get(digest(7)), cache.get(digest(8))) == (record(mark=1), record(mark=2))
 
 
@@ -481,7 +481,7 @@ def test_refusals_have_names(tmp_path: Path) -> None:
         assert cache.get(b"") is None
         cache.discard(b"")
         assert cache.stats().refusals == {"too_large": 1, "no_digest": 1}
-        assert cache.flush()
+        assert cache.flush(60), cache.stats()
         assert not cache.reason
 
 
@@ -490,7 +490,7 @@ def test_what_the_format_cannot_hold_is_counted_and_a_miss(tmp_path: Path) -> No
         fill(cache, range(1))
         cache.put(digest(0), replace(record(), fill=-1))
         cache.put(digest(1), record())
-        assert cache.flush()
+        assert cache.flush(60), cache.stats()
         assert (cache.get(digest(0)), cache.get(digest(1))) == (None, record())
         assert cache.stats().failures == {"unencodable": 1}
 
@@ -519,7 +519,7 @@ def test_a_damaged_or_foreign_entry_is_a_miss_and_leaves(tmp_path: Path) -> None
         )  # fmt: skip
         assert found(cache, range(20)) == 15
         assert cache.stats().failures == {"damaged_entry": 3, "foreign_entry": 2}
-        assert cache.flush()
+        assert cache.flush(60), cache.stats()
         assert not cache.reason
         assert found(cache, range(20)) == 15
         assert cache.stats().failures == {"damaged_entry": 3, "foreign_entry": 2}
@@ -694,7 +694,7 @@ def test_before_it_is_opened_and_after_it_is_closed_everything_is_a_miss(tmp_pat
         cache.open()
         cache.open()
         assert cache.put(digest(1), record())
-        assert cache.flush()
+        assert cache.flush(60), cache.stats()
         cache.close()
         cache.close()
     assert threading.active_count() < 10
@@ -731,7 +731,7 @@ def test_clear_drops_everything(tmp_path: Path) -> None:
         cache.clear()
         assert found(cache, range(101)) == 0
         cache.put(digest(101), record())
-        assert cache.flush()
+        assert cache.flush(60), cache.stats()
         assert found(cache, range(101)) == 0
         assert cache.get(digest(101)) == record()
         assert (cache.stats().entries, cache.stats().evictions[Cause.CLEARED] >= 50) == (1, True)
@@ -760,6 +760,6 @@ def test_a_child_after_a_fork_keeps_away(tmp_path: Path) -> None:
 def test_the_figures_of_compression(tmp_path: Path) -> None:
     with warm(tmp_path / "l2", compression="zstd") as cache:
         cache.put(digest(1), record(b"abcdefgh" * 1000))
-        assert cache.flush()
+        assert cache.flush(60), cache.stats()
         stats = cache.stats()
         assert (stats.raw_bytes, stats.stored_bytes < 500, stats.compression_ratio > 16) == (8000, True, True)
