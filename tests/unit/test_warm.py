@@ -124,7 +124,7 @@ def test_the_file_stays_within_half_as_much_again(
         for number in range(16_000 if size == 120 else 2000):
             payload = noise(number, 100 + number * 7919 % 30_000 if size is None else size)
             if not cache.put(digest(number), record(payload)):
-                assert cache.flush(60), cache.stats(), cache.stats()
+                assert cache.flush(60), cache.stats()
                 assert cache.put(digest(number), record(payload))
         assert cache.flush(30)
         stats = cache.stats()
