@@ -63,10 +63,11 @@ def make_plan(
                 if _understood(s, item, message.sql) is WAIT:
                     return WAIT
                 lost = s.opaque or (plan.effects and any(each.opaque for each, _, _ in plan.effects))
-                prepared = s.prepared(message.sql, message.oids)
-                if lost:
-                    prepared = Prepared(message.sql, message.oids, s.node.idents.unique())
-                names[message.name] = plan.parses[message.start] = prepared
+                names[message.name] = plan.parses[message.start] = (
+                    Prepared(message.sql, message.oids, s.node.idents.unique())
+                    if lost
+                    else s.prepared(message.sql, message.oids)
+                )
             elif message.kind == Front.CLOSE and message.target == b"S":
                 names[message.name] = None
             elif message.kind == Front.BIND:

@@ -374,9 +374,13 @@ class Session(Standing):
         """Has the client all its answers, and upstream nothing to do?"""
         if self._inbox or self._blocked or self._sent_all or self.hot.paused or self.closed or self.discarding:
             return False
-        if self.awaiting or self.open or self.replies.pending or not self.backend_pid:
-            return False
-        return self.replies.status == b"I"
+        return self._may_ask
+
+    @property
+    def _may_ask(self) -> bool:
+        """Is upstream logged in, outside a transaction, and owing nothing?"""
+        busy = self.awaiting or self.open or self.replies.pending or not self.backend_pid
+        return not busy and self.replies.status == b"I"
 
     def ask(self, question: bytes) -> None:
         """Send messages of ours, whose replies are expected already, while ``idle``; the client's next one waits."""
@@ -404,8 +408,7 @@ class Session(Standing):
         return True
 
     def _learn(self, when: str) -> bool:
-        idle = not self.awaiting and not self.open and self.replies.status == b"I" and not self.replies.pending
-        if not idle or when in self.tried or not self.backend_pid:
+        if not self._may_ask or when in self.tried:
             return False
         self.wait(when, self.questions.scope(early=when == "early"))
         return True
