@@ -32,6 +32,7 @@ from distribcache.cli.postgres import Postgres
 from distribcache.errors import ConfigError
 
 TESTS = Path(__file__).parents[1]
+PASSING = ("bypass catching_up", "bypass analysis_unsettled")
 
 # Making the shop takes seconds, on a busy machine many.
 pytestmark = pytest.mark.timeout(240)
@@ -114,9 +115,9 @@ def test_json_is_one_object_with_what_was_measured(start: Callable[..., Demo]) -
     assert facts["stale_answers"] == facts["different"] == 0
     assert 0 <= facts["oldest_answer_ms"] <= facts["max_staleness_ms"] == 1000
     assert facts["first_hit_s"] > 0
-    # Every question of the shop is one that can be cached.
-    # A stream that is late for a moment is passed through, and said; nothing of the show may be refused.
-    assert [line for line in facts["not_cached"] if not line.startswith("bypass catching_up")] == []
+    # Every question of the shop is one that can be cached. What comes while the stream is late, or while the catalogue
+    # settles behind the making of the shop, is passed through, and said; nothing of the show may be refused.
+    assert [line for line in facts["not_cached"] if not line.startswith(PASSING)] == []
     demo.gone()
 
 
