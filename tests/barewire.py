@@ -53,7 +53,7 @@ def ask(sql: str, *values: str) -> bytes:
 class Bare:
     """One socket; ``read`` gives whole messages as (type, body), the end of the stream as ``None``."""
 
-    def __init__(self, host: str, port: int, timeout: float = 5.0) -> None:
+    def __init__(self, host: str, port: int, timeout: float = 60.0) -> None:
         self.socket = socket.create_connection((host, port), timeout=timeout)
         self.pid = 0
         self.secret = b""
@@ -113,7 +113,7 @@ class Bare:
 
 
 @contextmanager
-def bare(host: str, port: int, timeout: float = 5.0) -> Iterator[Bare]:
+def bare(host: str, port: int, timeout: float = 60.0) -> Iterator[Bare]:
     client = Bare(host, port, timeout)
     try:
         yield client

@@ -62,7 +62,7 @@ class ProxyProcess:
         return psycopg.connect(self.conninfo(user), autocommit=autocommit, **more)
 
     def status(self) -> dict[str, Any]:
-        with urllib.request.urlopen(f"{self.admin}/api/status", timeout=5) as reply:
+        with urllib.request.urlopen(f"{self.admin}/api/status", timeout=30) as reply:
             status: dict[str, Any] = json.load(reply)
             return status
 
@@ -71,7 +71,7 @@ class ProxyProcess:
 
     def serving(self) -> bool:
         try:
-            with urllib.request.urlopen(f"{self.admin}/readyz", timeout=5) as reply:
+            with urllib.request.urlopen(f"{self.admin}/readyz", timeout=30) as reply:
                 return bool(reply.status == 200)
         except urllib.error.HTTPError:
             return False
@@ -88,13 +88,13 @@ class ProxyProcess:
         if self.process.poll() is None:
             self.process.terminate()
             try:
-                self.process.wait(15)
+                self.process.wait(60)
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()
                 raise
         if self.reader is not None:
-            self.reader.join(5)
+            self.reader.join(30)
         for stream in (self.process.stdout, self.process.stderr):
             if stream is not None:
                 stream.close()
@@ -207,7 +207,7 @@ class InnerProxy:
         asyncio.set_event_loop(self._loop)
         self._loop.run_forever()
 
-    def call(self, work: Coroutine[Any, Any, Any], seconds: float = 20.0) -> Any:
+    def call(self, work: Coroutine[Any, Any, Any], seconds: float = 60.0) -> Any:
         """Run a coroutine on the proxy's loop and wait for it."""
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(seconds)
 
@@ -240,7 +240,7 @@ class InnerProxy:
             return
         self.call(self.proxy.stop())
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
+        self._thread.join(60)
         self._loop.close()
 
 

@@ -185,7 +185,7 @@ async def filled(tier: DistributedCache, count: int = 50, size: int = 200) -> No
     """Put records 0 to count - 1, each with a payload of its own."""
     for number in range(count):
         assert tier.put(digest(number), record(payload(number, size)))
-    assert await tier.flush(20.0), tier.stats()
+    assert await tier.flush(60.0), tier.stats()
 
 
 async def hits(tier: DistributedCache, count: int = 50, size: int = 200) -> int:

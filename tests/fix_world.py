@@ -51,7 +51,7 @@ def world(postgres: Postgres) -> Iterator[World]:
     drop_database(database)
 
 
-def until_hits(world: World, reads: Callable[[], object], hits: int = 1, seconds: float = 8.0) -> None:
+def until_hits(world: World, reads: Callable[[], object], hits: int = 1, seconds: float = 60.0) -> None:
     """Repeat ``reads`` (which asserts its own rows) until two rounds in a row bring at least ``hits`` hits each.
 
     A hit that waits more than a few ms for freshness goes upstream, which a busy machine may do to any single one.

@@ -38,7 +38,7 @@ async def connect(conninfo: str) -> AsyncConnection[tuple[Any, ...]]:
 
 
 async def eventually(
-    condition: Callable[[], object], explain: Callable[[], object] = lambda: "", seconds: float = 20
+    condition: Callable[[], object], explain: Callable[[], object] = lambda: "", seconds: float = 60
 ) -> None:
     """Wait until ``condition`` holds; fails with ``explain``."""
     deadline = now_ns() + int(seconds * 1e9)
@@ -80,7 +80,7 @@ class Followed:
 
     async def filled(self, sql: str, *tables: str) -> Held:
         """Like a miss, again until it could be stored as a valid entry."""
-        deadline = now_ns() + 20_000_000_000
+        deadline = now_ns() + 60_000_000_000
         while True:
             held = await self.fill(sql, *tables)
             if held is not None and self.coherence.serving and self.valid(held):
@@ -100,7 +100,7 @@ class Followed:
             and all(words[slot] <= held.fill for slot in held.slots)
         )
 
-    async def strictly(self, held: Held, timeout: float = 20) -> bool:
+    async def strictly(self, held: Held, timeout: float = 60) -> bool:
         """Would a strict read that arrives now be answered by this entry?"""
         floor = now_ns()
         assert await self.coherence.wait_fresh(floor, timeout), self.coherence.report()

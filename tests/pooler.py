@@ -38,7 +38,7 @@ def pgbouncer(database: Database) -> Iterator[int]:
                     return
             finally:
                 process.terminate()
-                process.wait(10)
+                process.wait(60)
         raise AssertionError((folder / "log").read_text())
     finally:
         shutil.rmtree(folder)

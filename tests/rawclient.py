@@ -32,7 +32,7 @@ class RawClient:
     """Logs in without a password and reads whole messages; every read has a deadline."""
 
     def __init__(
-        self, host: str, port: int, database: str, user: str = "postgres", seconds: float = 10.0, **parameters: str
+        self, host: str, port: int, database: str, user: str = "postgres", seconds: float = 60.0, **parameters: str
     ) -> None:
         self.socket = socket.create_connection((host, port), timeout=seconds)
         pairs = {"user": user, "database": database, **parameters}

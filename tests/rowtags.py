@@ -41,7 +41,7 @@ async def hold(followed: Followed, pins: list[Pin]) -> list[Held]:
     for relation in {pin.relation for pin in pins}:
         await followed.slot(relation)
     tags = [slots(followed, followed.oids[pin.relation], pin) for pin in pins]
-    deadline = now_ns() + 20_000_000_000
+    deadline = now_ns() + 60_000_000_000
     while True:
         held = await followed.fill("SELECT 1")
         if held is not None:
@@ -56,7 +56,7 @@ async def settled(followed: Followed) -> None:
     """The catalogue was read after the last change of it, and once more a second later."""
     coverage = followed.coherence.coverage
     followed.coherence.schedule_poll()
-    assert await followed.coherence.wait_fresh(now_ns(), 20)
+    assert await followed.coherence.wait_fresh(now_ns(), 60)
 
     def quiet() -> bool:
         followed.coherence.note_traffic()

@@ -112,8 +112,8 @@ class Twins:
         there = (self.upstream.host, self.upstream.port) if outside else (self.proxy.host, self.proxy.port)
         # Nothing should wait for a lock; if it does, an error is better than a test that hangs.
         options = "-c lock_timeout=8s" + (f" -c distribcache.consistency={consistency}" if consistency else "")
-        here = RawClient(self.direct.host, self.direct.port, "postgres", user, options=options, seconds=20)
-        return Pair(user, consistency, here, RawClient(*there, "postgres", user, options=options, seconds=20))
+        here = RawClient(self.direct.host, self.direct.port, "postgres", user, options=options, seconds=60)
+        return Pair(user, consistency, here, RawClient(*there, "postgres", user, options=options, seconds=60))
 
     def reset(self, people: Sequence[tuple[str, str]]) -> None:
         """The same beginning again, on both sides, for these (user, consistency)."""

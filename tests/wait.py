@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 
 def until(
-    condition: Callable[[], object], explain: Callable[[], str] | str = "condition", seconds: float = 20.0
+    condition: Callable[[], object], explain: Callable[[], str] | str = "condition", seconds: float = 60.0
 ) -> None:
     """Poll ``condition`` until it is true; fails with ``explain`` after ``seconds``."""
     deadline = time.monotonic() + seconds

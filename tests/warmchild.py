@@ -39,7 +39,7 @@ def churn(path: Path, seed: int) -> None:
         elif what > 0.9995:
             cache.clear()
         if rng.random() < 0.02:
-            cache.flush(5)
+            cache.flush(60)
 
 
 def fill(path: Path, first: int, count: int) -> None:
@@ -48,8 +48,8 @@ def fill(path: Path, first: int, count: int) -> None:
     print(cache.reason or "on", flush=True)
     for number in range(first, first + count):
         while not cache.put(digest(number), record(value(number), mark=number)):
-            cache.flush(5)
-    cache.flush(20)
+            cache.flush(60)
+    cache.flush(60)
     print(cache.stats().puts, flush=True)
     cache.close()
 
@@ -60,8 +60,8 @@ def leave(path: Path, count: int) -> None:
     for number in range(count):
         cache.put(digest(number), record(value(number), mark=number))
         if not number % 20:
-            cache.flush(20)
-    cache.flush(20)
+            cache.flush(60)
+    cache.flush(60)
     print("on", flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -74,7 +74,7 @@ def look(path: Path) -> None:
         cache.get(digest(number))
         cache.get(digest(number))
         cache.put(digest(number), record(value(number), mark=number))
-        cache.flush(20)
+        cache.flush(60)
     judge(cache)
     print(cache.reason or "on", right, wrong, flush=True)
     cache.close()
@@ -118,7 +118,7 @@ def forbidden(path: Path, wall: Wall, allow: object) -> None:
     cache = opened(WarmCache(settings(path), wall))
     for number in range(300):
         cache.put(digest(number), record(noise(number, 9000)))
-    cache.flush(20)
+    cache.flush(60)
     print(cache.reason, cache.get(digest(1)), cache.put(digest(1), record()), flush=True)
     allow()  # type: ignore[operator]
     deadline = time.monotonic() + 20
@@ -126,7 +126,7 @@ def forbidden(path: Path, wall: Wall, allow: object) -> None:
         wall.now += 100
         cache.get(digest(1))
         time.sleep(0.01)
-    print(cache.reason, cache.put(digest(1), record()), cache.flush(20), cache.get(digest(1)) == record(), flush=True)
+    print(cache.reason, cache.put(digest(1), record()), cache.flush(60), cache.get(digest(1)) == record(), flush=True)
     cache.close()
 
 

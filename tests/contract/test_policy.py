@@ -184,7 +184,7 @@ class PolicyMachine(RuleBasedStateMachine):
 @every_policy
 def test_any_order_of_operations(policy: PolicyName) -> None:
     machine = type(f"{policy.title()}Machine", (PolicyMachine,), {"policy": policy})
-    run_state_machine_as_test(machine, settings=settings(max_examples=60, stateful_step_count=60, deadline=None))
+    run_state_machine_as_test(machine, settings=settings(max_examples=60, stateful_step_count=60))
 
 
 # --- what each policy promises on top --------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from records import START, Wall, digest, noise, opened, record
 from records import settings as warm_settings
@@ -108,7 +108,7 @@ class Warm:
         self.cache.discard(digest)
 
     async def settle(self) -> None:
-        assert self.cache.flush(30), self.cache.stats()
+        assert self.cache.flush(60), self.cache.stats()
 
     def stats(self) -> TierStats:
         return self.cache.stats()
@@ -156,7 +156,7 @@ class Distributed:
         await self.cache.discard(digest)
 
     async def settle(self) -> None:
-        assert await self.cache.flush(30), self.cache.stats()
+        assert await self.cache.flush(60), self.cache.stats()
 
     def stats(self) -> TierStats:
         return self.cache.stats()
@@ -333,7 +333,7 @@ async def test_after_its_end_everything_is_a_miss(tier: Subject) -> None:
 
 
 @pytest.mark.parametrize("name", SUBJECTS)
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15)
 @given(steps=st.lists(st.tuples(st.sampled_from("pppdgs"), st.integers(0, 5), st.integers(0, 3000)), max_size=40))
 async def test_any_order_of_calls_gives_what_a_dict_gives(
     name: str, steps: list[tuple[str, int, int]], tmp_path_factory: pytest.TempPathFactory

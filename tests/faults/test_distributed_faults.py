@@ -154,7 +154,7 @@ async def test_a_line_that_is_full_is_no_server_that_is_sick(
         tier = await make_tier(f"127.0.0.1:{relay.port}", password=server.password, **{**QUICK, "deadline": 1.0})
         for number in range(60):
             tier.put(digest(number), record(os.urandom(200_000)))
-        assert await tier.flush(20.0)
+        assert await tier.flush(60.0)
         relay.delay = 0.02
         found = await asyncio.gather(*(tier.get(digest(number)) for number in range(60)))
         assert 0 < sum(each is not None for each in found) < 60, failures(tier)
@@ -192,7 +192,7 @@ async def test_large_entries_on_their_way_out_make_no_question_late(
         assert (found is not None) is not muted, failures(tier)
         relay.delay = 0.0
         peer.writes = own
-        await tier.flush(30.0)
+        await tier.flush(60.0)
 
 
 @faults
@@ -646,7 +646,7 @@ async def test_a_full_server_still_answers(make_tier: MakeTier, make_valkey: Mak
     await filled(tier, 10)
     for number in range(100, 200):
         tier.put(digest(number), record(os.urandom(100_000)))
-    assert await tier.flush(20.0)
+    assert await tier.flush(60.0)
     assert failures(tier)["put_full"] > 50
     assert await hits(tier, 10) == 10
     assert tier.stats().reason == ""
@@ -659,7 +659,7 @@ async def test_a_server_that_evicts_is_an_ordinary_one(make_tier: MakeTier, make
     for number in range(300):
         tier.put(digest(number), record(os.urandom(100_000)))
         await asyncio.sleep(0.001)
-    assert await tier.flush(20.0)
+    assert await tier.flush(60.0)
     assert failures(tier) == {}
     found = [await tier.get(digest(number)) for number in range(300)]
     assert 0 < sum(each is not None for each in found) < 300

@@ -96,7 +96,7 @@ def test_an_open_transaction_delays_the_slot(
     with open_transaction(database) as pid:
         proxy = make_proxy(database.url(), serving=False)
         passes_through(proxy, "slot_waits", f"pg_terminate_backend({pid})")
-    until(proxy.serving, lambda: str(proxy.status()), 30)
+    until(proxy.serving, lambda: str(proxy.status()))
 
 
 def test_synchronous_standby_names_star(make_postgres: MakePostgres, make_proxy: MakeProxy) -> None:
@@ -112,7 +112,7 @@ def test_synchronous_standby_names_star(make_postgres: MakePostgres, make_proxy:
         for number in range(20):
             connection.execute("INSERT INTO item VALUES (%s, 'written')", [100 + number])
     database.execute("ALTER SYSTEM RESET synchronous_standby_names", "SELECT pg_reload_conf()")
-    until(proxy.serving, lambda: str(proxy.status()), 30)
+    until(proxy.serving, lambda: str(proxy.status()))
 
 
 def test_a_transaction_mode_pooler_between_us_and_the_server(database: Database, make_proxy: MakeProxy) -> None:

@@ -70,7 +70,7 @@ def after(proxy: InnerProxy, before: object) -> int:
     def up() -> bool:
         return coherence._following not in (None, before) and coherence._state is None and coherence.serving
 
-    until(up, lambda: str(coherence.report()), 40)
+    until(up, lambda: str(coherence.report()))
     with proxy.connect(prepare_threshold=None) as connection:
         row = connection.execute(READ).fetchone()
     assert row is not None
@@ -208,7 +208,7 @@ def test_a_standby_that_is_not_promoted_yet_is_passed_through(
                 connection.execute("UPDATE stock SET value = 2")
         relay.target = primary.port
         relay.cut(everything=True)
-        until(proxy.settled, lambda: str(coherence_of(proxy).report()), 40)
+        until(proxy.settled, lambda: str(coherence_of(proxy).report()))
         assert hot(proxy) == 1
 
 

@@ -59,7 +59,7 @@ def tell_the_truth(shop: Database, proxy: ProxyProcess, rounds: int, between: Ca
 
 def recovers(proxy: ProxyProcess) -> None:
     """Hits are served again, and nothing has been printed that should not be."""
-    until(proxy.serving, lambda: str(proxy.status()), 40)
+    until(proxy.serving, lambda: str(proxy.status()))
     with proxy.connect(prepare_threshold=None) as connection:
 
         def hit() -> bool:

@@ -73,7 +73,7 @@ def crash(database: Database, victim: psycopg.Connection[Any]) -> None:
     os.kill(victim.info.backend_pid, signal.SIGKILL)
     until(
         lambda: database.server.log().count("database system is ready to accept connections") > before,
-        database.server.log, 40,
+        database.server.log,
     )
 
 
@@ -81,7 +81,7 @@ def up_again(proxy: InnerProxy, link: object) -> None:
     coherence = coherence_of(proxy)
     until(
         lambda: coherence._following not in (None, link) and coherence._state is None and coherence.serving,
-        lambda: str(coherence.report()), 40,
+        lambda: str(coherence.report()),
     )
 
 
@@ -196,7 +196,7 @@ def test_a_storm_of_crashes(
             crash(database, victim)
         ended.set()
         for each in workers:
-            each.join(20)
+            each.join(60)
         proxy.stop()
         again = make_inner_proxy(database.url(), {**SETTINGS, "l2.path": str(tmp_path / "l2")})
         truth = [row[0] for row in database.execute("SELECT value FROM stock ORDER BY id")]

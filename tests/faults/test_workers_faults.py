@@ -157,7 +157,7 @@ def test_a_worker_that_dies_in_a_ddl_leaves_nothing_old(pair: Pair, shop: Databa
 def test_without_main_there_are_no_workers(pair: Pair, shop: Database) -> None:
     pids = workers_of(pair.proxy)
     os.kill(pair.proxy.pid, signal.SIGKILL)
-    pair.proxy.process.wait(10)
+    pair.proxy.process.wait(60)
     until(lambda: not any(map(alive, pids)), "a worker outlives main")
     with pytest.raises(psycopg.OperationalError):
         value(pair.first)
@@ -241,7 +241,7 @@ def test_the_end_of_the_stream_reaches_every_worker(pair: Pair, shop: Database) 
 def test_clients_are_told_of_the_end(pair: Pair) -> None:
     pids = workers_of(pair.proxy)
     pair.proxy.process.terminate()
-    assert pair.proxy.process.wait(10) == 0
+    assert pair.proxy.process.wait(60) == 0
     assert not any(map(alive, pids))
     for each in (pair.first, pair.second):
         with pytest.raises(psycopg.OperationalError, match="administrator command"):
@@ -311,6 +311,6 @@ def test_nobody_waits_for_a_worker_that_died_in_its_turn(
         until(lambda: asks(pair.second), "it waits for a worker that is gone")
         outside.execute("ROLLBACK")
     for thread in threads:
-        thread.join(20)
+        thread.join(60)
         assert not thread.is_alive()
     pair.close()

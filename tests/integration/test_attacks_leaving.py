@@ -36,6 +36,6 @@ def test_a_client_that_vanishes_while_a_database_is_left(
             client.send(query(sql) if protocol == "simple" else whole)
             until(lambda: asked, "never left")
         until(lambda: not coherence.serving, "never stopped")
-        until(lambda: coherence.serving, lambda: f"never followed again: {coherence.reason}", 10)
+        until(lambda: coherence.serving, lambda: f"never followed again: {coherence.reason}")
         witness.execute("SELECT 1")
     assert database.execute("SELECT count(*) FROM pg_database WHERE datname = 'never'") == [(0,)]

@@ -27,7 +27,7 @@ SETTINGS = {"freshness.max_staleness": "30s", "cache.single_flight_wait": "30s"}
 
 def send_cancel(inner: InnerProxy, client: RawClient) -> None:
     key = next(each[5:] for each in client.greeting if each[:1] == b"K")
-    with bare(inner.host, inner.port, 20) as courier:
+    with bare(inner.host, inner.port) as courier:
         courier.send(cancel(int.from_bytes(key[:4], "big"), key[4:]))
         courier.rest()
 

@@ -98,7 +98,7 @@ def post(node: ProxyProcess, body: bytes, **headers: str) -> int:
     headers = {"Content-Type": "application/json", **{name.replace("_", "-"): text for name, text in headers.items()}}
     request = urllib.request.Request(f"{node.admin}/api/audit", body, headers)
     try:
-        with urllib.request.urlopen(request, timeout=5) as reply:
+        with urllib.request.urlopen(request, timeout=30) as reply:
             return int(reply.status)
     except urllib.error.HTTPError as error:
         error.close()

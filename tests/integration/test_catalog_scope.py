@@ -74,7 +74,7 @@ def _server(connection: psycopg.Connection[Any], sql: str) -> set[str] | None:
 def test_random_nested_queries(connection: psycopg.Connection[Any]) -> None:
     compared: list[int] = []
 
-    @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=300, suppress_health_check=list(HealthCheck))
     @given(QUERIES)
     def compare(sql: str) -> None:
         theirs = _server(connection, sql)

@@ -128,7 +128,7 @@ def _answer(connection: psycopg.Connection[Any], sql: str) -> list[Any] | None:
 def _drawn(examples: int) -> list[str]:
     drawn: set[str] = set()
 
-    @settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate])
+    @settings(max_examples=examples, suppress_health_check=list(HealthCheck), phases=[Phase.generate])
     @given(queries())
     def draw(sql: str) -> None:
         drawn.add(sql)

@@ -8,7 +8,7 @@ from typing import Any
 import psycopg
 import pytest
 from fix_postgres import Postgres
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from distribcache.sql.parse import read
@@ -39,7 +39,7 @@ def _is_moment(connection: psycopg.Connection[Any], text: str) -> bool:
     return bool(row and row[0])
 
 
-@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=500)
 @given(st.lists(PARTS, min_size=1, max_size=5), st.sampled_from([" ", "", ",", "\t"]))
 @example(["today10:00"], "")
 @example(["(now)"], "")

@@ -52,7 +52,7 @@ async def test_what_is_put_is_found_as_it_was(make_tier: MakeTier, seed: Valkey,
     assert await hits(tier, 200, 4000) == 200
     whole = record(b"\0\xff\r\n$3\r\n" * 40)
     tier.put(digest(1), whole)
-    assert await tier.flush(20.0)
+    assert await tier.flush(60.0)
     assert await tier.get(digest(1)) == whole
     assert await tier.get(digest(1000)) is None
     other = await make_tier(seed, namespace=namespace)
@@ -75,7 +75,7 @@ async def test_every_size_up_to_the_bound(make_tier: MakeTier, seed: Valkey, nam
     sizes = [0, 1, 255, 4096, 65535, 65536, 200_000, 1 << 20]
     for number, size in enumerate(sizes):
         assert tier.put(digest(number), record(os.urandom(size)))
-    assert await tier.flush(30.0)
+    assert await tier.flush(60.0)
     for number, size in enumerate(sizes):
         got = await tier.get(digest(number))
         assert got is not None, size
@@ -98,7 +98,7 @@ async def test_a_discarded_record_is_gone_wherever_it_was(make_tier: MakeTier, s
     await asyncio.sleep(0)
     await asyncio.sleep(0)  # it is being packed
     await tier.discard(digest(2))
-    assert await tier.flush(20.0)
+    assert await tier.flush(60.0)
     assert await tier.get(digest(1)) is None
     assert await tier.get(digest(2)) is None
     assert await tier.discard(digest(1000)) is None
@@ -109,7 +109,7 @@ async def test_records_leave_when_their_time_is_over(make_tier: MakeTier, valkey
     tier = await make_tier(valkey, namespace=namespace)
     assert not tier.put(digest(0), record(seconds=-1.0))
     tier.put(digest(1), record(seconds=3600.0))
-    assert await tier.flush(20.0)
+    assert await tier.flush(60.0)
     key = f"dc:{namespace}:{digest(1).hex()}"
     with client(valkey) as admin:
         left = admin.pttl(key)
@@ -198,7 +198,7 @@ async def test_a_full_queue_refuses(
     assert tier.put(digest(0), record(bytes(9000))), "it takes the place of the one that waits"
     assert tier.stats().refusals == {"queue_full": 20 - sum(taken)}
     assert 0 < tier.stats().queued_bytes < 100_000
-    assert await tier.flush(20.0)
+    assert await tier.flush(60.0)
     assert all([(await tier.get(digest(number)) is not None) is taken[number] for number in range(20)])
     assert tier.put(digest(30), record(bytes(9000))), "there is room again"
 
@@ -210,7 +210,7 @@ async def test_the_latest_of_two_records_stays(make_tier: MakeTier, seed: Valkey
         tier.put(digest(1), record(payload(number)))
         if number % 7 == 0:
             await asyncio.sleep(0.001)
-    assert await tier.flush(20.0)
+    assert await tier.flush(60.0)
     got = await tier.get(digest(1))
     assert got is not None
     assert got.payload == payload(29)
@@ -319,7 +319,7 @@ async def test_a_replica_alone_can_be_read(make_tier: MakeTier, make_valkey: Any
     assert await hits(tier, 5) == 5
     assert "the server is a replica" in tier.stats().note
     tier.put(digest(7), record())
-    await tier.flush(20.0)
+    await tier.flush(60.0)
     assert tier.stats().failures == {"put_read_only": 1}
     # With both named, the primary is found, whoever comes first.
     tier = await make_tier(replica, primary, namespace=namespace, replication_factor=2)

@@ -34,7 +34,7 @@ def run(world: World, program: str, *arguments: str, text: str = "") -> str:
     environment = {**os.environ, "PGHOST": proxy.host, "PGPORT": str(proxy.port), "PGUSER": "postgres"}
     environment |= {"PGDATABASE": proxy.database, "PGCLIENTENCODING": "UTF8", "LC_ALL": "C"}
     command = [str(world.database.server.binary(program)), *arguments]
-    done = subprocess.run(command, env=environment, input=text, capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run(command, env=environment, input=text, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     assert not done.stderr.strip() or program == "pgbench", done.stderr
     return done.stdout
@@ -249,7 +249,7 @@ def test_psycopg_listen_and_notify(world: World) -> None:
         listener.execute("LISTEN news")
         until_hits(world, lambda: listener.execute(ONE, (1,)).fetchone())
         notifier.execute("SELECT pg_notify('news', 'hello')")
-        notification = next(listener.notifies(timeout=10, stop_after=1))
+        notification = next(listener.notifies(timeout=60, stop_after=1))
         assert (notification.channel, notification.payload) == ("news", "hello")
         assert notification.pid == notifier.info.backend_pid, "the real pid of the sender"
         listener.execute("UNLISTEN *")

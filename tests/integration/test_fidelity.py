@@ -224,7 +224,7 @@ def test_type(types: World, clients: tuple[RawClient, RawClient], name: str) -> 
             assert not hit()
             assert REFUSED[name] in b"".join(play(through, [step(Q(b"SHOW distribcache.last"))]))
         return
-    until(hit, lambda: f"never {hits} hits: {types.proxy.statistics()}", 3)
+    until(hit, lambda: f"never {hits} hits: {types.proxy.statistics()}")
 
 
 def test_settings_that_shape_an_answer_are_kept_apart(types: World) -> None:

@@ -85,7 +85,7 @@ def shown(connection: psycopg.Connection[Any], what: str = "freshness") -> dict[
 
 def metrics(proxy: InnerProxy) -> dict[str, float]:
     host, port = proxy.proxy.admin_address
-    with urllib.request.urlopen(f"http://{host}:{port}/metrics", timeout=5) as reply:
+    with urllib.request.urlopen(f"http://{host}:{port}/metrics", timeout=30) as reply:
         lines = reply.read().decode().splitlines()
     return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[0] != "#")}
 

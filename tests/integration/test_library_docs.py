@@ -29,7 +29,7 @@ def run(shop: Shop, program: str) -> str:
     assert program.count("sleep") == 0
     text = program.replace(URL, shop.url)
     found = subprocess.run(
-        [sys.executable, "-c", text], capture_output=True, text=True, timeout=60, env={**os.environ, **PATIENT}
+        [sys.executable, "-c", text], capture_output=True, text=True, timeout=120, env={**os.environ, **PATIENT}
     )
     assert found.returncode == 0, found.stderr
     return found.stdout
@@ -85,6 +85,6 @@ class Item(models.Model):
     program += f"settings.configure(DATABASES=DATABASES)\ndjango.setup()\n{model}\n{last}\n{story}"
     with psycopg.connect(shop.conninfo(), autocommit=True) as connection:
         connection.execute("GRANT ALL ON item TO app")
-    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     assert found.returncode == 0, found.stderr
     assert found.stdout == "['rooibos'] hit\n0\n"

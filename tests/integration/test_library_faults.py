@@ -169,7 +169,7 @@ def test_stopped_while_threads_read(shop: Shop) -> None:
             until(lambda seen=seen: len(reads) > seen + 20 or failures)
     ended.set()
     for thread in threads:
-        thread.join(20)
+        thread.join(60)
     assert not failures and not any(thread.is_alive() for thread in threads)
 
 

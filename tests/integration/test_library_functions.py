@@ -137,7 +137,7 @@ def test_one_run_for_64_threads() -> None:
         @cache.cached()
         def slow(number: int) -> int:
             runs.append(number)
-            gate.wait(5)
+            gate.wait(60)
             return number
 
         with ThreadPoolExecutor(64) as threads:

@@ -129,7 +129,7 @@ def fill(node: InnerProxy) -> None:
                 read(connection, number)
             return near.stats().puts >= ENTRIES
 
-        until(stored, lambda: f"never written: {near.stats()}", 30)
+        until(stored, lambda: f"never written: {near.stats()}")
 
 
 def day(connection: Connection) -> int:

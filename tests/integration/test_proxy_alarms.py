@@ -76,7 +76,7 @@ def test_a_running_cache_lets_go_of_a_database_when_asked(database: Database, ma
     proxy = make_proxy(database.url())
     elsewhere = database.server.url("postgres")
     command = [sys.executable, "-m", "distribcache", "teardown", "--upstream", elsewhere, "--db", database.name]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     with psycopg.connect(elsewhere, autocommit=True) as connection:
         connection.execute(f'DROP DATABASE "{database.name}"')  # fails while anything of ours is connected
@@ -120,7 +120,7 @@ _LONG: dict[str, tuple[bytes, bool]] = {
 
 def test_a_long_text_is_an_alarm_only_if_it_may_be_ddl(proxy: InnerProxy, database: Database) -> None:
     seen(proxy, database)  # what was made before, and the cache's own publication
-    with RawClient(proxy.host, proxy.port, database.name, seconds=30) as client:
+    with RawClient(proxy.host, proxy.port, database.name) as client:
         for name, (sql, alarming) in _LONG.items():
             assert len(sql) > 200_000 or alarming
             until(proxy.settled, "never settled")
@@ -133,7 +133,7 @@ def test_a_long_text_is_an_alarm_only_if_it_may_be_ddl(proxy: InnerProxy, databa
 def test_a_long_parameter_is_no_alarm(proxy: InnerProxy, database: Database) -> None:
     database.execute("CREATE TABLE blob (a text)")
     seen(proxy, database)
-    with RawClient(proxy.host, proxy.port, database.name, seconds=30) as client:
+    with RawClient(proxy.host, proxy.port, database.name) as client:
         client.exchange(parse(b"named", b"INSERT INTO blob VALUES ($1)") + SYNC)
         for name in (b"named", b""):
             until(proxy.settled, "never settled")

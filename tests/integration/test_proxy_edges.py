@@ -204,7 +204,7 @@ def test_the_status_page_shows_any_name_of_a_database(stock: Database, inner: In
                 assert ("C", b"SELECT 1\0") in other.simple("SELECT 42")
                 host, port = inner.proxy.admin_address
                 for page in ("api/status", "metrics"):
-                    with urllib.request.urlopen(f"http://{host}:{port}/{page}", timeout=5) as reply:
+                    with urllib.request.urlopen(f"http://{host}:{port}/{page}", timeout=30) as reply:
                         assert "database_name" in reply.read().decode()
             client.exchange(query(b'DROP DATABASE "' + name + b'" WITH (FORCE)'))
     finally:
@@ -274,7 +274,7 @@ def test_a_client_that_is_accepted_while_the_proxy_ends_is_let_go(stock: Databas
     listener = inner.proxy.listener
     listener.stopped = True
     try:
-        with socket.create_connection((inner.host, inner.port), timeout=5) as client:
+        with socket.create_connection((inner.host, inner.port), timeout=30) as client:
             try:
                 assert client.recv(1) == b""
             except ConnectionResetError:

@@ -94,7 +94,7 @@ def test_trap_11_notify_then_read_must_read(
         until_hit(connection, READ)
         proxy.hold_stream(monkeypatch)
         stock.execute("UPDATE stock SET value = 2", "NOTIFY changed")
-        assert [note.channel for note in connection.notifies(timeout=10, stop_after=1)] == ["changed"]
+        assert [note.channel for note in connection.notifies(timeout=60, stop_after=1)] == ["changed"]
         assert connection.execute(READ).fetchone() == (2,)
 
 

@@ -111,7 +111,7 @@ def test_a_directory_of_l2_that_cannot_be_used_is_said(database: Database, tmp_p
         finally:
             served.terminate()
         assert "unsafe_directory" in line and str(tmp_path / "l2") in line
-        assert served.wait(30) == 0
+        assert served.wait(60) == 0
 
 
 def test_what_is_no_command(cli: Cli) -> None:
@@ -148,7 +148,7 @@ def test_a_log_on_a_full_disk_stops_nothing(database: Database, workers: int) ->
     with Path("/dev/full").open("w") as full:
         process = subprocess.Popen(command, stdout=full, stderr=full)
         try:
-            until(serves, lambda: said, seconds=60)
+            until(serves, lambda: said)
         finally:
             process.terminate()
-            process.wait(20)
+            process.wait(60)

@@ -38,7 +38,7 @@ def same(world: World, shape: Sequence[Step], hits: int, first: Sequence[Step] =
             assert got == wanted, explain(got, wanted)
             return world.hits() - before == hits
 
-        until(warm, lambda: f"never {hits} hits", seconds=8)
+        until(warm, lambda: f"never {hits} hits")
         for _ in range(3):
             assert warm() or not steady
         assert play(direct, shape) == wanted

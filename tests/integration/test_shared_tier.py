@@ -268,7 +268,7 @@ def test_one_node_asks_for_all(make_node: Callable[..., InnerProxy], stock: Data
     values: list[int] = []
 
     def ask(connection: Connection) -> None:
-        start.wait(20)
+        start.wait(60)
         values.append(one(connection, sql))
 
     threads = [threading.Thread(target=ask, args=(connection,)) for connection in connections]

@@ -64,12 +64,12 @@ def test_trap_1_a_commit_between_the_read_and_its_registration(
 
             def hold(number: int, message: bytes) -> bytes:
                 answered.set()
-                released.wait(20)
+                released.wait(60)
                 return message
 
             relay.arm(hold)
             client.send(READ)
-            assert answered.wait(20)
+            assert answered.wait(60)
             stock.execute("UPDATE stock SET value = 'new' WHERE id = 1")
             seen(proxy, stock)
             relay.disarm()

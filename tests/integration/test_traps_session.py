@@ -84,12 +84,12 @@ def test_trap_10_a_follower_reads_its_own_write(
 
             def hold(number: int, message: bytes) -> bytes:
                 answered.set()
-                released.wait(20)
+                released.wait(60)
                 return message
 
             relay.arm(hold)
             leader.send(query(READ))
-            assert answered.wait(20)
+            assert answered.wait(60)
             follower.exchange(query(b"UPDATE stock SET value = 'mine' WHERE id = 1"))
             follower.send(query(READ))
             until(lambda: any(proxy.proxy.node.flights._waiting.values()), "it does not follow")

@@ -310,4 +310,4 @@ def test_workers_share_one_directory(stock: Database, tmp_path: Path, make_proxy
             tiers.add(tier(connection))
         return {"L1", "L2"} <= tiers
 
-    until(read_once, lambda: f"{tiers} {proxy.log}", 30)
+    until(read_once, lambda: f"{tiers} {proxy.log}")

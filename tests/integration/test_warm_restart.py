@@ -86,7 +86,7 @@ def fill(proxy: InnerProxy, entries: int = ENTRIES) -> None:
                 read(connection, number)
             return warm_of(proxy).stats().puts >= before + entries
 
-        until(stored, lambda: f"never written: {warm_of(proxy).stats()}", 30)
+        until(stored, lambda: f"never written: {warm_of(proxy).stats()}")
 
 
 def fill_process(proxy: ProxyProcess, entries: int) -> None:
@@ -98,7 +98,7 @@ def fill_process(proxy: ProxyProcess, entries: int) -> None:
             tiers = {row[0]: row for row in connection.execute("SHOW distribcache.tiers").fetchall()}
             return int(tiers["L2"][3]) >= entries
 
-        until(stored, lambda: f"never written: {connection.execute('SHOW distribcache.tiers').fetchall()}", 30)
+        until(stored, lambda: f"never written: {connection.execute('SHOW distribcache.tiers').fetchall()}")
 
 
 def outcomes(proxy: InnerProxy | ProxyProcess, expected: dict[int, int], entries: int = ENTRIES) -> tuple[int, int]:

@@ -25,7 +25,7 @@ records = st.builds(
 digests = st.binary(min_size=16, max_size=16)
 kinds = st.sampled_from(["lz4", "zstd", "none"])
 secrets = st.one_of(st.just(b""), st.binary(min_size=1, max_size=80))
-relaxed = settings(deadline=None, max_examples=150)
+relaxed = settings(max_examples=150)
 
 
 @relaxed

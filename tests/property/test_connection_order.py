@@ -81,7 +81,7 @@ async def play(steps: list[tuple[str, int]], put: Callable[[Any, str, Any], None
 
 
 @given(STEPS)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_each_question_gets_its_own_answer_or_none(steps: list[tuple[str, int]]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         asyncio.run(play(steps, patch.setattr))

@@ -57,7 +57,7 @@ def test_desync_at_every_position(
         sql = f"SELECT name /* {protocol} {number} {position} */ FROM item WHERE id = 7"
         name = "s" if protocol == "named" else ""
         request = query(sql) if protocol == "simple" else parse(sql, name) + bind(name=name) + DESCRIBE + EXECUTE + SYNC
-        with bare(evil.host, evil.port, 5) as victim:
+        with bare(evil.host, evil.port) as victim:
             victim.login(evil.database, application_name="victim")
             victim.socket.settimeout(0.15)
             relay.arm(lambda count, one, at=position: fault(one) if count == at and one[:1] != b"D" else one)
@@ -67,7 +67,7 @@ def test_desync_at_every_position(
                 victim.send(request)
                 victim.until_ready()
             relay.disarm()
-        with bare(evil.host, evil.port, 5) as honest:
+        with bare(evil.host, evil.port) as honest:
             honest.login(evil.database)
             shapes = []
             for _ in range(3):
@@ -89,7 +89,7 @@ def test_sliced_replies_are_the_same(relay: Relay, evil: ProxyProcess, size: int
     relay.slice_bytes = size
     try:
         for number in range(5):
-            with bare(evil.host, evil.port, 20) as victim:
+            with bare(evil.host, evil.port) as victim:
                 victim.login(evil.database, application_name="victim")
                 for _ in range(3):
                     for sql in (SQL, f"SELECT name /* {size} {number} */ FROM item WHERE id = 7"):
@@ -152,7 +152,7 @@ def stage(request: pytest.FixtureRequest) -> Iterator[Stage]:
 
 def error_of(proxy: ProxyProcess) -> dict[str, str]:
     """What a client of this proxy is told instead of a login."""
-    with bare(proxy.host, proxy.port, 10) as client:
+    with bare(proxy.host, proxy.port) as client:
         client.send(startup("alice"))
         seen = client.rest()
     assert seen
@@ -204,7 +204,7 @@ def sasl(body: bytes) -> Callable[[socket.socket], None]:
 def test_cve_2026_6665_long_server_nonce(stage: Stage) -> None:
     """Security row 8. A nonce of 64 KB is relayed or refused, never fatal; one of a gigabyte is not waited for."""
     proxy = stage.says(sasl(message("R", struct.pack("!i", 11) + b"r=" + b"n" * 65536)))
-    with bare(proxy.host, proxy.port, 5) as client:
+    with bare(proxy.host, proxy.port) as client:
         client.send(startup("alice"))
         client.read()
         client.send(message("p", b"SCRAM-SHA-256\0" + struct.pack("!i", 8) + b"n,,n=,r="))
@@ -212,7 +212,7 @@ def test_cve_2026_6665_long_server_nonce(stage: Stage) -> None:
         assert seen is not None
         assert seen[0] in "RE"
     proxy = stage.says(sasl(b"R" + struct.pack("!i", 1 << 30) + b"x" * 1000))
-    with bare(proxy.host, proxy.port, 5) as client:
+    with bare(proxy.host, proxy.port) as client:
         client.send(startup("alice"))
         client.read()
         client.send(message("p", b"SCRAM-SHA-256\0" + struct.pack("!i", 8) + b"n,,n=,r="))
@@ -262,7 +262,7 @@ def test_garbage_from_the_server(stage: Stage, reply: bytes, when: str) -> None:
                 client.until_ready()
                 client.send(query("SELECT 1"))
             client.rest()
-    with bare(proxy.host, proxy.port, 2):
+    with bare(proxy.host, proxy.port):
         pass
     assert proxy.process.poll() is None
     assert "Traceback" not in "".join(proxy.log)

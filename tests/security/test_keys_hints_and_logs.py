@@ -62,7 +62,7 @@ def key(request: tuple[Any, ...]) -> tuple[int, bytes]:
     return key_of(session, data, run, Prepared(sql, oids, scope))  # type: ignore[arg-type]
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(REQUEST, REQUEST)
 def test_different_requests_never_share_a_key(one: tuple[Any, ...], two: tuple[Any, ...]) -> None:
     # The name of a statement is no part of it; whether there is one only decides which of two forms the key has.

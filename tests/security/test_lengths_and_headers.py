@@ -34,7 +34,7 @@ def test_row_14_the_encoder_refuses_what_would_wrap() -> None:
 
 def harmed(relay: Relay, evil: ProxyProcess, sql: str, request: bytes, fault: Callable[[int, bytes], bytes]) -> None:
     """One client sees the fault; afterwards an honest one that asks the same gets the truth, twice."""
-    with bare(evil.host, evil.port, 5) as victim:
+    with bare(evil.host, evil.port) as victim:
         victim.login(evil.database, application_name="victim")
         victim.socket.settimeout(0.15)
         relay.arm(fault)
@@ -44,7 +44,7 @@ def harmed(relay: Relay, evil: ProxyProcess, sql: str, request: bytes, fault: Ca
             victim.send(request)
             victim.until_ready()
         relay.disarm()
-    with bare(evil.host, evil.port, 5) as honest:
+    with bare(evil.host, evil.port) as honest:
         honest.login(evil.database)
         for _ in range(3):
             honest.send(request)
@@ -63,7 +63,7 @@ def test_row_14_impossible_lengths_from_the_server(relay: Relay, evil: ProxyProc
     def fault(count: int, one: bytes) -> bytes:
         return kind.encode() + struct.pack("!I", length) + one[5:] if one[:1] == wanted else one
 
-    with bare(evil.host, evil.port, 5) as victim:
+    with bare(evil.host, evil.port) as victim:
         victim.login(evil.database, application_name="victim")
         assert first_column(victim.simple("SELECT name FROM item WHERE id = 8")) == ["item 8"]
         relay.arm(fault)

@@ -120,4 +120,4 @@ def test_with_a_scope_of_before_the_change_a_revoked_right_is_served_on(
                 ann.execute("ROLLBACK")
             return False
 
-    until(leaks, "the revoked right was never served on", seconds=40)
+    until(leaks, "the revoked right was never served on")

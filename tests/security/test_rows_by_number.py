@@ -347,7 +347,7 @@ def test_row_25_the_admin_endpoint_answers_to_its_own_name_only(shared_proxy: Pr
         (f"{host}:{port}", "/api/status", "POST", 405),
         (f"{host}:{port}", "/api/status", "DELETE", 405),
     ):
-        connection = http.client.HTTPConnection(host, int(port), timeout=10)
+        connection = http.client.HTTPConnection(host, int(port), timeout=60)
         connection.request(method, path, headers={"Host": name})
         answer = connection.getresponse()
         assert answer.status == wanted, (name, path, method)

@@ -84,6 +84,7 @@ def test_flood_before_the_login_is_bounded(scram_proxy: ProxyProcess) -> None:
     with bare(scram_proxy.host, scram_proxy.port) as client:
         client.send(startup("alice", "postgres"))
         client.read()
+        client.socket.settimeout(5)
         with pytest.raises((ConnectionError, TimeoutError)):
             for _ in range(2000):
                 client.send(message("Q", b"SELECT 1\0") * 100)

@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distribcache.coherence.ledger import SCHEMA
@@ -243,7 +243,7 @@ def test_both_ways_come_to_the_same_end_when(miss: ModuleType, case: str, cache:
         assert short == miss.asyncio.run(played(miss, CASES[case], cache))
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150)
 @given(st.lists(units(), min_size=1, max_size=7), st.sampled_from(["on", "on", "on", "off"]))
 def test_the_short_way_decides_what_the_long_way_decides(miss: ModuleType, given_units: list[Unit], cache: str) -> None:
     short = miss.asyncio.run(played(miss, given_units, cache))

@@ -38,7 +38,7 @@ def facts(text: str) -> Parsed:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(data=st.data())
 def test_what_shares_a_form_shares_its_facts(shape: str, data: st.DataObject) -> None:
     numbers = st.integers(0, 10**25)
@@ -82,7 +82,7 @@ def test_what_differs_in_more_keeps_a_form_of_its_own(one: str, other: str) -> N
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(data=st.data())
 def test_every_place_is_that_of_its_literal(shape: str, data: st.DataObject) -> None:
     numbers = [str(data.draw(st.integers(0, 10**25))) for _ in range(shape.count("{}"))]
