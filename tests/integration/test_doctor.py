@@ -41,7 +41,7 @@ def test_ready_server(cli: Cli, database: Database) -> None:
     assert list(checks(outcome)) == [
         "reachable", "version", "in_recovery", "wal_level", "replication_privilege", "free_slots", "free_walsenders",
         "synchronous_standby", "max_slot_wal_keep_size", "synchronous_commit", "direct_connection", "event_trigger",
-        "replication_connection", "slot_creation",
+        "schema_changing_code", "replication_connection", "slot_creation",
     ]  # fmt: skip
     assert "ready" in cli("doctor", "--upstream", database.url()).out
 

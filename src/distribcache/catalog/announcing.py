@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-__all__ = ["BODY", "FUNCTION", "SCHEMA", "SEARCH_PATH", "announces"]
+__all__ = ["ANNOUNCES", "BODY", "FUNCTION", "ORDERED", "SCHEMA", "SEARCH_PATH", "announces"]
 
 SCHEMA = "distribcache"
 FUNCTION = "on_ddl"
@@ -48,7 +48,7 @@ EXCEPTION WHEN OTHERS THEN
 END
 """
 
-_RELIABLE = """
+ANNOUNCES = """
 SELECT EXISTS (
   SELECT FROM pg_event_trigger t JOIN pg_proc p ON p.oid = t.evtfoid JOIN pg_namespace n ON n.oid = p.pronamespace
   JOIN pg_language l ON l.oid = p.prolang
@@ -61,9 +61,11 @@ SELECT EXISTS (
 ) AND current_setting('event_triggers', true) IS DISTINCT FROM 'off'
   AND NOT EXISTS (SELECT FROM pg_db_role_setting s, unnest(s.setconfig) AS one WHERE one LIKE 'event_triggers=%%')
 """
+ORDERED = (SCHEMA, FUNCTION, BODY, SEARCH_PATH)
+"""Its parameters."""
 
 
 async def announces(ask: Callable[[str, Sequence[object]], Awaitable[list[tuple[Any, ...]]]]) -> bool:
     """Will every REFRESH in this database write its message into the stream? Raises what ``ask`` raises."""
-    rows = await ask(_RELIABLE, (SCHEMA, FUNCTION, BODY, SEARCH_PATH))
+    rows = await ask(ANNOUNCES, ORDERED)
     return bool(rows[0][0])

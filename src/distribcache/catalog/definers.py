@@ -20,19 +20,19 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from distribcache.catalog.announcing import announces
+from distribcache.catalog.announcing import SCHEMA, announces
 from distribcache.catalog.resolve import Ask
 from distribcache.sql.cacheability import Kind, Parsed, Statement
 from distribcache.sql.effects import Effects
 from distribcache.sql.grammar import AGGREGATES
 
-__all__ = ["DEFINERS", "Definers"]
+__all__ = ["DEFINERS", "SUSPECTS", "WORDS", "Definers", "told_apart"]
 
-_WORDS = "create|alter|drop|grant|revoke|reassign|import|refresh|execute"
-_DEFINES = re.compile(rb"\b(?:" + _WORDS.encode() + rb")\b", re.IGNORECASE)
+WORDS = "create|alter|drop|grant|revoke|reassign|import|refresh|execute"
+_DEFINES = re.compile(rb"\b(?:" + WORDS.encode() + rb")\b", re.IGNORECASE)
 _WRITES = "insert|update|delete|merge"
 _PLAIN = f"{_WRITES}|select|with|values"
 """Text that is made, begins so on sight and defines nothing by itself."""
@@ -49,23 +49,25 @@ _READS = frozenset({Kind.READ, Kind.LOCKING_READ})
 _BY_NAME = frozenset({Kind.EXECUTE, Kind.FETCH, Kind.CLOSE})
 """What they run was said elsewhere."""
 
-DEFINERS = rf"""
+_CODE = rf"""
 WITH RECURSIVE
 code AS MATERIALIZED (
   SELECT f.oid, lower(f.proname) AS name, lower(f.prosrc) AS source, f.prosqlbody IS NOT NULL AS visible,
-    l.lanname NOT IN ('sql', 'plpgsql', 'internal') OR regexp_replace(lower(f.prosrc),
-      '\mexecute\s+(format\s*\(\s*)?(e?''|\$\w*\$)\s*({_PLAIN})\M', ' ', 'g') ~ '\m({_WORDS})\M' AS defines
+    CASE WHEN l.lanname NOT IN ('sql', 'plpgsql', 'internal') THEN l.lanname::text
+      ELSE substring(regexp_replace(lower(f.prosrc),
+        '\mexecute\s+(format\s*\(\s*)?(e?''|\$\w*\$)\s*({_PLAIN})\M', ' ', 'g') FROM '\m({WORDS})\M') END AS why
   FROM pg_proc f JOIN pg_language l ON l.oid = f.prolang
   WHERE f.oid >= 16384 AND f.prorettype <> 'event_trigger'::regtype
     AND (l.lanname NOT IN ('c', 'internal') OR f.prokind = 'a' OR f.proname LIKE 'dblink%')
 ),
 direct(oid, name) AS (
-  SELECT oid, name FROM code WHERE defines
+  SELECT oid, name FROM code WHERE why IS NOT NULL
   UNION
   SELECT c.oid, c.name FROM direct d JOIN code c ON strpos(c.source, d.name) > 0 OR EXISTS (SELECT FROM pg_depend p
     WHERE p.classid = 'pg_proc'::regclass AND p.objid = c.oid AND p.refclassid = 'pg_proc'::regclass
       AND p.refobjid = d.oid)
-),
+)"""
+DEFINERS = rf"""{_CODE},
 fired(yes) AS MATERIALIZED (SELECT EXISTS (SELECT FROM pg_trigger t JOIN direct d ON d.oid = t.tgfoid)),
 found(oid, name) AS (
   SELECT oid, name FROM direct
@@ -84,6 +86,26 @@ SELECT (SELECT coalesce(array_agg(DISTINCT name), '{{}}') FROM found), yes, EXIS
 FROM fired
 """
 """One row: names of the functions that may define, in lower case; does a trigger; does anything else reach one?"""
+
+SUSPECTS = f"""{_CODE}
+SELECT quote_ident(s.nspname) || '.' || quote_ident(f.proname) AS name, c.why, b.triggers
+FROM direct d JOIN code c ON c.oid = d.oid JOIN pg_proc f ON f.oid = d.oid JOIN pg_namespace s ON s.oid = f.pronamespace
+CROSS JOIN LATERAL (
+  SELECT coalesce(array_agg(quote_ident(t.tgname) || ' on ' || t.tgrelid::regclass
+    ORDER BY t.tgrelid::regclass::text, t.tgname), '{{}}') FROM pg_trigger t WHERE t.tgfoid = d.oid AND t.tgparentid = 0
+) AS b(triggers)
+WHERE (c.why IS NOT NULL OR b.triggers <> '{{}}') AND s.nspname <> '{SCHEMA}'
+ORDER BY b.triggers = '{{}}', name
+"""
+"""For people: each function that may define by itself, with the word or the language that says so, and each that a
+trigger fires and that calls one (``why`` is NULL); those with triggers first. What setup made is left out.
+"""
+
+
+def told_apart(names: Iterable[str]) -> frozenset[bytes] | None:
+    """The words by which statements are recognised that call such code; None where that cannot be done."""
+    known = frozenset(str(name).encode() for name in names)
+    return known if len(known) <= _MOST and all(map(_NAMES.fullmatch, known)) else None
 
 
 def _calls(statement: Statement) -> bool:
@@ -158,9 +180,7 @@ class Definers:
                 self._known = _Known(lsn, frozenset())
                 return
             names, fired, reached = (await self._ask(DEFINERS, ()))[0]
-            known = frozenset(str(name).encode() for name in names)
-            told = len(known) <= _MOST and all(map(_NAMES.fullmatch, known))
-            self._known = _Known(lsn, known if told else None, bool(fired), bool(reached))
+            self._known = _Known(lsn, told_apart(names), bool(fired), bool(reached))
         except Exception:  # noqa: BLE001, S110 - what cannot be asked stays unknown
             pass
         finally:

@@ -29,6 +29,7 @@ from psycopg.rows import tuple_row
 
 from distribcache.catalog.publications import CHANGES, STATE_SQL, TRIGGERS, UNIDENTIFIED_SQL
 from distribcache.cli import guard
+from distribcache.cli.defining import defining_code
 from distribcache.cli.link import Connection, connect
 from distribcache.cli.objects import INSTALLED, SLOT_PATTERN
 from distribcache.config import Settings
@@ -99,6 +100,7 @@ def examine(settings: Settings, dbname: str | None = None) -> tuple[str, list[Ch
         checks += _judge(row)
         checks.append(_pooler(connection, row))
         checks.append(_event_trigger(connection, row))
+        checks.append(Check("schema_changing_code", *defining_code(connection)))
         checks += _kept(connection, settings, row)
         checks.append(_replication_connection(settings, dbname, _blocking(checks)))
         checks += _plugin(connection, _blocking(checks), settings.freshness.plugin)

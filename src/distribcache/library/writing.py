@@ -33,8 +33,10 @@ async def _conclude(keeper: Keeper, text: bytes) -> None:
     effect = UNKNOWN if parsed.error else effects(text, parsed, pure=False)
     if not effect.ddl and effect.impure and effect.opaque:
         await _code_is_known(keeper)
-    if effect.ddl or effect.everywhere or keeper.analyst.definers.may(text, parsed, effect):
+    if effect.ddl or effect.everywhere:
         keeper.coherence.catalogue_alarm("ddl")
+    elif keeper.analyst.definers.may(text, parsed, effect):
+        keeper.coherence.catalogue_alarm("code")
     elif effect.poll:
         keeper.coherence.schedule_poll()
 

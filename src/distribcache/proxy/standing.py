@@ -237,7 +237,7 @@ class Standing:
         """What a text that goes upstream may do; ``prepared``: as that. ``analysed``: else ``pure`` says nothing."""
         found = effects(sql, parsed, pure=pure, quiet=lambda: self._is_quiet(parsed, prepared))
         if self.coherence.mode == "wal" and self.database.analyst.definers.may(sql, parsed, found, analysed=analysed):
-            return replace(found, ddl=True)
+            return replace(found, ddl=True, code=True)
         return found
 
     def _is_quiet(self, parsed: Parsed, prepared: Prepared | None) -> bool:
@@ -262,7 +262,8 @@ class Standing:
         """Remember what a statement that goes upstream may do."""
         txn = self.txn
         txn.impure = txn.impure or effects.impure
-        txn.ddl = txn.ddl or effects.ddl
+        if effects.ddl and (not effects.code or not txn.ddl):
+            txn.ddl, txn.cause = True, "code" if effects.code else "ddl"
         txn.everywhere = txn.everywhere or effects.everywhere
         txn.poll = txn.poll or effects.poll
         self.opaque = self.opaque or effects.opaque
@@ -318,7 +319,7 @@ class Standing:
             if txn.everywhere:
                 self.node.databases.catalogue_alarm("ddl")
             elif txn.ddl:
-                self.coherence.catalogue_alarm("ddl")
+                self.coherence.catalogue_alarm(txn.cause)
             elif txn.poll:
                 self.coherence.schedule_poll()
         if self.ends_transaction or self.begin is not None:  # maybe another transaction: nothing was read in that
@@ -366,7 +367,7 @@ class Standing:
         if self.txn.impure:
             self.coherence.raise_floor(now_ns())
         if self.txn.ddl:
-            self.coherence.catalogue_alarm("ddl")
+            self.coherence.catalogue_alarm(self.txn.cause)
 
     def _store(self, fill: Fill) -> None:
         scope = self.scope

@@ -27,6 +27,8 @@ class Transaction:
     impure: bool = False
     """The transaction did something other than proven pure reads: no hit and no fill until it ends."""
     ddl: bool = False
+    cause: str = "ddl"
+    """What the alarm at its end is counted as: ``ddl``, or ``code`` where no text said so."""
     everywhere: bool = False
     poll: bool = False
     read: bool = False

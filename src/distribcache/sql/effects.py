@@ -5,6 +5,7 @@
 * ``opaque``: it may have changed the session's scope unseen, so the scope must be learned again. A *quiet* write, of
   which the catalogue shows that it runs no code of a user's, is none (see ``catalog.writes``).
 * ``ddl``: it may have changed a catalogue (a catalogue alarm at the end of its transaction).
+* ``code``: that is known of code which it runs, not of its text.
 * ``everywhere``: that catalogue is one that all databases of the server share: roles, memberships, their settings.
 * ``poll``: what it ran is unknown and could have been DDL (DO, CALL, functions): the catalogue is looked at soon. What
   may indeed have been, counts as DDL (see ``catalog.definers``).
@@ -31,6 +32,7 @@ class Effects:
     impure: bool = False
     opaque: bool = False
     ddl: bool = False
+    code: bool = False
     everywhere: bool = False
     poll: bool = False
     forgets: frozenset[bytes] | None = frozenset()
