@@ -11,7 +11,7 @@ ARGS ?=
 WORKERS ?= 4
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint check docs suites compiled bench bench-writes bench-tiers bench-restart soak checker nodes twins kills clean
+.PHONY: help demo test lint check docs suites compiled bench bench-writes bench-tiers bench-restart soak checker nodes faults twins kills clean
 
 help:  ## Show the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 24
@@ -65,6 +65,9 @@ checker: $(VENV)/.stamp-dev  ## A million answers from memory, none older than p
 
 nodes: $(VENV)/.stamp-dev  ## Two nodes on one Valkey cluster, five minutes of faults: no error, nothing outdated
 	@$(BIN)/python benchmarks/nodes.py $(ARGS)
+
+faults: $(VENV)/.stamp-dev  ## One node under load: disk full, Valkey, workers, node, server killed, failover; no wrong answer
+	@$(BIN)/python benchmarks/faults.py $(ARGS)
 
 twins: $(VENV)/.stamp-dev  ## Random sessions played directly and through the proxy: 45,000 steps, no difference
 	@TWIN_SEEDS=$${TWIN_SEEDS:-1-100} $(BIN)/python -m pytest tests/property/test_sessions_model.py -s -k no_session $(ARGS)

@@ -94,10 +94,24 @@ def write(conninfo: str, words: Words, pause: float, number: int) -> Found:
     return found
 
 
+@dataclass(slots=True)
+class Bound:
+    """What had been acknowledged when the bound began."""
+
+    history: deque[tuple[float, list[int]]] = field(default_factory=deque)
+
+    def least(self, now: float, known: list[int]) -> list[int]:
+        if not self.history or now - self.history[-1][0] > 0.05:
+            self.history.append((now, known))
+        while len(self.history) > 1 and self.history[1][0] <= now - BOUND_S:
+            self.history.popleft()
+        return self.history[0][1] if self.history[0][0] <= now - BOUND_S else [0] * TABLES
+
+
 def read(conninfo: str, words: Words, consistency: str, number: int) -> Found:
     """Ask one node, and compare."""
     found, draw, names = Found(), random.Random(f"{consistency} {number}"), list(PARTS)
-    history: deque[tuple[float, list[int]]] = deque()
+    bound = Bound()
     with contextlib.ExitStack() as stack:
         connections = []
         for scope in range(_SCOPES):
@@ -109,12 +123,8 @@ def read(conninfo: str, words: Words, consistency: str, number: int) -> Found:
         while not words[_STOP]:
             part, now = names[words[_PART]], time.monotonic()
             known = words[:TABLES].tolist()
-            if not history or now - history[-1][0] > 0.05:
-                history.append((now, known))
-            while len(history) > 1 and history[1][0] <= now - BOUND_S:
-                history.popleft()
-            bound = history[0][1] if history[0][0] <= now - BOUND_S else [0] * TABLES
-            least = known if consistency == "strict" else bound
+            acknowledged = bound.least(now, known)
+            least = known if consistency == "strict" else acknowledged
             connection, table = draw.choice(connections), draw.randrange(TABLES)
             try:
                 row = connection.execute(
@@ -140,7 +150,7 @@ def read(conninfo: str, words: Words, consistency: str, number: int) -> Found:
     return found
 
 
-def _ended(how: str) -> Found:
+def ended(how: str) -> Found:
     return Found(wrong=Counter({"a process ended": 1}), lines=[how])
 
 
@@ -247,7 +257,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             firsts = firsts or slots_of(server)
         spared = slots_of(server) - firsts
         results = multiprocessing.get_context("fork").Queue()
-        spawn = partial(servers.spawn, results, _ended)
+        spawn = partial(servers.spawn, results, ended)
         processes = [spawn(write, server.conninfo(), words, asked.pause, number) for number in range(2)]
         for node in nodes:
             for number in range(asked.readers):
