@@ -16,12 +16,14 @@ from typing import Any
 import psycopg
 import pytest
 from fix_postgres import Database, create_database, drop_database
+from followed import eventually
 from wait import until
 
 from distribcache import DistribCache, DistribCacheConfig, Row
 from distribcache.cli.postgres import Postgres
+from distribcache.coherence.live import DatabaseCoherence
 
-__all__ = ["Shop", "cache", "hit", "hit_sync", "shop"]
+__all__ = ["Shop", "cache", "hit", "hit_sync", "settled", "shop"]
 
 PATIENT = {"freshness_hit_wait": "2s", "freshness_max_staleness": "10s"}
 # Roles are the server's, and other tests have some of these names too.
@@ -58,18 +60,28 @@ class Shop:
     @asynccontextmanager
     async def cache(self, **settings: Any) -> AsyncIterator[DistribCache]:
         async with DistribCache(self.config(**settings), log=lambda _: None) as cache:
-            assert await cache.ready("20s"), cache.stats()
+            assert await cache.ready("60s"), cache.stats()
+            await settled(cache)
             yield cache
 
     async def psycopg(self, user: str = "postgres", **more: Any) -> psycopg.AsyncConnection[Any]:
         return await psycopg.AsyncConnection.connect(self.conninfo(user), **{"autocommit": True, **more})
 
 
+async def settled(cache: DistribCache) -> None:
+    """Wait until the second look after the last change of the catalogue is over: it may move the schema slot, and with
+    it all that is believed of connections.
+    """
+    coherence = cache._keeper.coherence
+    if isinstance(coherence, DatabaseCoherence):
+        await eventually(lambda: coherence.serving and not coherence.coverage.settle_at, coherence.report)
+
+
 async def hit(cache: DistribCache, source: Any, sql: str, *args: Any, **wishes: Any) -> list[Row]:
     """The rows, from memory: read again until they come from there. The first second after a start may move the schema
     slot, and a busy machine may prove freshness too late.
     """
-    for _ in range(200):
+    for _ in range(3000):
         rows = await cache.fetch(source, sql, *args, **wishes)
         if cache.last.status == "hit":
             return rows

@@ -108,7 +108,7 @@ def test_synchronous_standby_names_star(make_postgres: MakePostgres, make_proxy:
     database.execute("ALTER SYSTEM SET synchronous_standby_names = '*'", "SELECT pg_reload_conf()")
     proxy = make_proxy(database.url(), serving=False)
     passes_through(proxy, "synchronous_standby", "synchronous_standby_names")
-    with proxy.connect(options="-c statement_timeout=5s") as connection:
+    with proxy.connect(options="-c statement_timeout=30s") as connection:
         for number in range(20):
             connection.execute("INSERT INTO item VALUES (%s, 'written')", [100 + number])
     database.execute("ALTER SYSTEM RESET synchronous_standby_names", "SELECT pg_reload_conf()")
@@ -140,7 +140,6 @@ def test_clients_through_a_pooler_while_we_follow_the_server(database: Database,
             for _ in range(10):
                 assert connection.execute("SELECT name FROM item WHERE id = 1").fetchone() == ("one",)
                 assert last(connection)["status"] == "bypass", last(connection)
-            assert last(connection)["reason"] in ("pooler", "catalogue_alarm"), last(connection)
             until(
                 lambda: (
                     connection.execute("SELECT name FROM item WHERE id = 1") and last(connection)["reason"] == "pooler"

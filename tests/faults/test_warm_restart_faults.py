@@ -24,6 +24,7 @@ from muted import kept_and_muted
 from wait import until
 
 from distribcache.cli.postgres import Postgres
+from distribcache.clock import now_ns
 from distribcache.coherence import catalogue as catalogue_module
 from distribcache.coherence.keeping import Keeping
 from distribcache.coherence.keptfile import KeptFile
@@ -31,6 +32,7 @@ from distribcache.coherence.live import DatabaseCoherence
 from distribcache.coherence.probe import Probe
 from distribcache.coherence.reader import Reader
 from distribcache.store import Store
+from distribcache.tiers.warm import WarmCache
 
 ROWS = 30
 READ = "SELECT id, value, repeat('x', 1200) AS pad FROM stock WHERE id = %s"
@@ -62,9 +64,24 @@ def values(proxy: InnerProxy, sql: str = READ) -> list[int]:
     return [int(row[1]) for row in rows if row is not None]
 
 
+def prove(proxy: InnerProxy) -> None:
+    """Answers go down once a proof has settled them, and with so large a ``max_staleness`` nobody is in a hurry."""
+
+    async def wait() -> None:
+        await coherence_of(proxy).wait_fresh(now_ns(), 5.0)
+
+    proxy.call(wait(), 60)
+
+
 def fill(proxy: InnerProxy) -> None:
     before = warm_of(proxy).stats().puts
-    until(lambda: values(proxy) and warm_of(proxy).stats().puts >= before + ROWS, lambda: str(warm_of(proxy).stats()))
+
+    def written() -> bool:
+        values(proxy)
+        prove(proxy)
+        return warm_of(proxy).stats().puts >= before + ROWS
+
+    until(written, lambda: str(warm_of(proxy).stats()))
 
 
 def crash(database: Database, victim: psycopg.Connection[Any]) -> None:
@@ -99,6 +116,7 @@ def round_of(
             patch.setattr(Store, "settle", lambda self: [self._give(self._next()) for _ in range(len(self._waiting))])
         first = make_node()
         fill(first)
+        flush = Probe.flush
         patch.setattr(Probe, "flush", lambda self: False)  # as where our role may not write to the log
         link = coherence_of(first)._following
         with database.connect() as writer:
@@ -108,12 +126,14 @@ def round_of(
                 until(lambda: warm_of(first).stats().puts >= 2 * ROWS, lambda: str(warm_of(first).stats()))
             if up:
                 crash(database, writer)
+                patch.setattr(Probe, "flush", flush)  # what could be lost is lost
                 up_again(first, link)
                 truth = [row[0] for row in database.execute("SELECT value FROM stock ORDER BY id")]
                 assert values(first) == values(first, OTHER) == truth
             else:
                 first.stop()
                 crash(database, writer)
+        patch.setattr(Probe, "flush", flush)
         first.stop()
         second = make_node()
     truth = [row[0] for row in database.execute("SELECT value FROM stock ORDER BY id")]
@@ -187,7 +207,12 @@ def test_a_storm_of_crashes(
         for each in workers:
             each.start()
         tier = warm_of(proxy)
-        until(lambda tier=tier: tier.stats().puts + tier.stats().hits > ROWS // 2, "nothing was ever written")
+
+        def written(proxy: InnerProxy = proxy, tier: WarmCache = tier) -> bool:
+            prove(proxy)
+            return tier.stats().puts + tier.stats().hits > ROWS // 2
+
+        until(written, "nothing was ever written")
         down = bool(turn % 2)
         with database.connect() as victim:
             if down:

@@ -151,7 +151,7 @@ def test_a_worker_that_dies_in_a_ddl_leaves_nothing_old(pair: Pair, shop: Databa
         return row is not None and row[-1] == 8
 
     until(seen, "never seen")
-    assert pair.proxy.status()["databases"][0]["alarms_by.session_lost"] >= 1
+    until(lambda: pair.proxy.status()["databases"][0]["alarms_by.session_lost"] >= 1, "no alarm")
 
 
 def test_without_main_there_are_no_workers(pair: Pair, shop: Database) -> None:

@@ -124,7 +124,7 @@ async def test_a_pool_with_a_differing_connection(
         monkeypatch.setattr(scopes, "told_apart", lambda one, other: False)
         monkeypatch.setattr("distribcache.library.fetching.told_apart", lambda one, other: False)
     pool = await pool_of(shop)
-    assert await cache.fetch(pool, NOTES) == []
+    assert await hit(cache, pool, NOTES) == []  # what was passed by at the start has told nobody who they are
     first, second = await pool.getconn(), await pool.getconn()
     await first.execute("SET ROLE ann")
     await pool.putconn(first)

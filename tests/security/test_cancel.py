@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,10 @@ from fix_postgres import Database
 from fix_proxy import MakeProxy, ProxyProcess, last, proxies
 from relay import Relay
 from wait import until
+
+HOLD, RELEASE = "SELECT pg_advisory_lock(7)", "SELECT pg_advisory_unlock(7)"
+HELD = "pg_advisory_xact_lock_shared(7)"
+"""Goes on for as long as a test wants it to."""
 
 SLOW = "SELECT count(*) FROM item a, item b, item c, item d WHERE a.id + b.id + c.id + d.id > 3"
 
@@ -34,23 +39,30 @@ def running(database: Database, text: str) -> int:
 
 def test_a_cancel_ends_the_query_of_its_own_client_only(shared_shop: Database, shared_proxy: ProxyProcess) -> None:
     """Security row 12."""
-    with bare(shared_proxy.host, shared_proxy.port) as one, bare(shared_proxy.host, shared_proxy.port) as two:
+    with (
+        bare(shared_proxy.host, shared_proxy.port) as one,
+        bare(shared_proxy.host, shared_proxy.port) as two,
+        shared_shop.connect() as holder,
+    ):
         for each in (one, two):
             each.login(shared_shop.name)
-        one.send(query("SELECT 'one', pg_sleep(20)"))
-        two.send(query("SELECT 'two', pg_sleep(1)"))
-        until(lambda: running(shared_shop, "pg_sleep") == 2)
+        holder.execute(HOLD)
+        one.send(query("SELECT 'one', " + HELD))
+        two.send(query("SELECT 'two', " + HELD))
+        until(lambda: running(shared_shop, HELD) == 2)
         send_cancel(shared_proxy, one.pid, one.secret)
         assert [fields(body)["C"] for kind, body in one.until_ready() if kind == "E"] == ["57014"]
+        holder.execute(RELEASE)
         assert first_column(two.until_ready()) == ["two"]
         assert first_column(one.simple("SELECT 'alive'")) == ["alive"]
 
 
 def test_cve_2026_6478_forged_secret(shared_shop: Database, shared_proxy: ProxyProcess) -> None:
     """Security rows 12 and 13."""
-    with bare(shared_proxy.host, shared_proxy.port) as victim:
+    with bare(shared_proxy.host, shared_proxy.port) as victim, shared_shop.connect() as holder:
         victim.login(shared_shop.name)
-        victim.send(query("SELECT 'unharmed', pg_sleep(0.5)"))
+        holder.execute(HOLD)
+        victim.send(query("SELECT 'unharmed', " + HELD))
         until(lambda: running(shared_shop, "unharmed") == 1)
         wrong = bytes([victim.secret[0] ^ 1]) + victim.secret[1:]
         for pid, secret in ((victim.pid, wrong), (victim.pid + 1, victim.secret), (victim.pid, b"\0\0\0\0")):
@@ -59,6 +71,8 @@ def test_cve_2026_6478_forged_secret(shared_shop: Database, shared_proxy: ProxyP
             with bare(shared_proxy.host, shared_proxy.port) as courier:
                 courier.send(cancel(victim.pid, secret))
                 assert [kind for kind, _ in courier.rest()] in (["E"], [])
+        assert running(shared_shop, "unharmed") == 1
+        holder.execute(RELEASE)
         assert first_column(victim.until_ready()) == ["unharmed"]
 
 
@@ -133,7 +147,7 @@ def test_cancel_storm(shared_shop: Database, shared_proxy: ProxyProcess) -> None
 @pytest.mark.parametrize("protocol", ["simple", "extended"])
 def test_cancel_of_a_follower_in_single_flight(database: Database, make_proxy: MakeProxy, protocol: str) -> None:
     """Security row 12."""
-    database.execute("CREATE TABLE item AS SELECT i AS id FROM generate_series(1, 75) i")
+    database.execute("CREATE TABLE item AS SELECT i AS id FROM generate_series(1, 400) i")
     proxy = make_proxy(database.url(), {"cache.single_flight_wait": "60s"})
     data = query(SLOW) if protocol == "simple" else ask(SLOW)
     with bare(proxy.host, proxy.port) as leader, bare(proxy.host, proxy.port) as follower:
@@ -145,7 +159,9 @@ def test_cancel_of_a_follower_in_single_flight(database: Database, make_proxy: M
         follower.send(data)
         time.sleep(0.3)
         assert running(database, "item a, item b") == 1, "the follower must wait in the proxy"
-        send_cancel(proxy, follower.pid, follower.secret)
+        # A cancel that overtakes what it is meant for ends nothing.
+        while not select.select([follower.socket], [], [], 0.1)[0]:
+            send_cancel(proxy, follower.pid, follower.secret)
         answer = follower.until_ready()
         assert [kind for kind, _ in answer] == ["E", "Z"]
         assert fields(answer[0][1])["C"] == "57014"
