@@ -43,6 +43,8 @@ CREATE FUNCTION f(bigint) RETURNS text IMMUTABLE LANGUAGE sql RETURN 'bigint';
 CREATE TYPE mood AS ENUM ('sad', 'glad');
 CREATE COLLATION mine FROM "C";
 CREATE TEXT SEARCH CONFIGURATION plain (COPY = simple);
+CREATE TABLE configured (c regconfig);
+INSERT INTO configured VALUES (NULL);
 """
 _CASES = [
     Case("table", "SELECT n FROM t WHERE id = %s", "CREATE TABLE early.t AS SELECT 1 AS id, 'early' AS n"),
@@ -57,6 +59,24 @@ _CASES = [
     ),
     Case(
         "text search", "SELECT to_tsvector('plain', n || ' running')::text FROM t WHERE id = %s",
+        "CREATE TEXT SEARCH CONFIGURATION early.plain (COPY = english)",
+    ),
+    Case(
+        "text search renamed", "SELECT to_tsvector('public.plain', n || ' running')::text FROM t WHERE id = %s",
+        "ALTER TEXT SEARCH CONFIGURATION plain RENAME TO old; CREATE TEXT SEARCH CONFIGURATION plain (COPY = english)",
+    ),
+    Case(
+        "text search of the server", "SELECT to_tsvector('danish', n || ' running')::text FROM t WHERE id = %s",
+        "ALTER TEXT SEARCH CONFIGURATION pg_catalog.danish RENAME TO was; "
+        "CREATE TEXT SEARCH CONFIGURATION pg_catalog.danish (COPY = english)",
+    ),
+    Case(
+        "collation renamed", "SELECT upper((chr(233) || n) COLLATE public.mine) FROM t WHERE id = %s",
+        "ALTER COLLATION mine RENAME TO old; CREATE COLLATION mine (provider = builtin, locale = 'C.UTF-8')",
+    ),
+    Case(
+        "column of names",
+        "SELECT coalesce(c, 'plain')::text || n FROM configured, t WHERE id = %s",
         "CREATE TEXT SEARCH CONFIGURATION early.plain (COPY = english)",
     ),
 ]  # fmt: skip
@@ -124,11 +144,16 @@ def test_a_statement_prepared_before_reads_what_it_found_then(
 
 def test_it_is_cached_again_when_a_change_was_none_of_its_names(database: Database, make_proxy: MakeProxy) -> None:
     """Pools keep their statements for days: neither a new table elsewhere, nor a column, a partition or another table
-    in the old one's place costs them their hits. Names that are not followed do, until they are prepared again.
+    in the old one's place costs them their hits. What might have been found elsewhere before does, of names that are
+    never looked up again, until they are prepared anew.
     """
     database.execute(*_WORLD.strip().split(";\n"), "CREATE TABLE p (id int) PARTITION BY RANGE (id)")
     proxy = make_proxy(database.url())
-    texts = ("SELECT n FROM t WHERE id = %s", "SELECT count(*) FROM p WHERE id > %s")
+    texts = (
+        "SELECT n FROM t WHERE id = %s", "SELECT count(*) FROM p WHERE id > %s",
+        "SELECT n COLLATE \"C\" < 'a', n COLLATE public.mine < 'a' FROM t WHERE id = %s",
+        "SELECT to_tsvector('simple', n), to_tsquery('public.plain', 'a') FROM t WHERE id = %s",
+    )  # fmt: skip
     vague = "SELECT n COLLATE mine < 'a' FROM t WHERE id = %s"
     with proxy.connect() as connection:
 

@@ -50,3 +50,24 @@ def test_a_call_may_have_been_a_cast() -> None:
     both = (("function", 1, NEW), ("type", 3, OLD))
     assert meaning(*both).stands_since(None)
     assert not meaning(*both, alike=((1, 3),)).stands_since(meaning(("type", 3, OLD)))
+
+
+ROW, TOUCHED = 950 + (1 << 32) + (1 << 64), 950 + (7 << 32) + (1 << 64)
+
+
+def fixed(*rows: int) -> Meaning:
+    found = [("collation", 1, row) for row in rows]
+    return meaning_of(found, (), [("collation", 1)], builtin=USER, vague=False)
+
+
+def test_what_is_not_looked_up_again_has_to_be_the_very_row() -> None:
+    assert fixed(ROW).is_fixed_since(fixed(ROW))
+    assert fixed(ROW).stands_since(None) and not fixed(ROW).is_fixed_since(None)  # by its other names alone
+    assert not fixed(ROW).is_fixed_since(fixed(TOUCHED))
+    assert not fixed(ROW).is_fixed_since(NO_NAMES)
+    assert NO_NAMES.sure and not fixed(ROW).sure and not fixed().sure
+
+
+def test_nor_is_it_certain_where_it_is_not_in_the_first_schema_or_is_there_twice() -> None:
+    assert fixed().vague and not fixed().is_fixed_since(fixed())
+    assert fixed(ROW, TOUCHED).vague

@@ -114,6 +114,30 @@ def test_a_dotted_reference_may_be_a_call() -> None:
     assert _one("SELECT t.full_name, (t).other, x FROM t").names.attributes == ("full_name", "other")
 
 
+@pytest.mark.parametrize(
+    ("sql", "collations", "configurations", "configured", "vague"),
+    [
+        ('SELECT a COLLATE "C" FROM t ORDER BY b COLLATE s.x', "C s.x", "", 0, False),
+        ("SELECT * FROM f() AS x(a text COLLATE mine)", "mine", "", 0, False),
+        ("SELECT a COLLATE d.s.x FROM t", "", "", 0, True),
+        ('SELECT a COLLATE "é" FROM t', "", "", 0, True),
+        ("SELECT to_tsvector('english', a), ts_headline('s.x', a, b) FROM t", "", "english s.x", 2, False),
+        ("SELECT to_tsvector($1, a), to_tsquery(a, b), to_tsvector('a') FROM t", "", "", 2, False),
+        ("SELECT to_tsvector('English', a) FROM t", "", "", 0, False),
+        ("SELECT to_tsvector('13', a), to_tsquery('english', a) FROM t", "", "english", 1, False),
+        ("SELECT to_tsvector('english', a), to_tsvector(coalesce('x', a), a) FROM t", "", "english", 0, False),
+        ("SELECT f('english', a), ts_lexize('simple', a) FROM t", "", "", 0, False),
+    ],
+)
+def test_names_that_are_never_looked_up_again(
+    sql: str, collations: str, configurations: str, configured: int, vague: bool
+) -> None:
+    names = _one(sql).names
+    assert {str(name) for name in names.collations} == set(collations.split())
+    assert {str(name) for name in names.configurations} == set(configurations.split())
+    assert (len(names.configured), names.vague) == (configured, vague)
+
+
 def test_texts_that_differ_in_literals_have_equal_names() -> None:
     first = _one("SELECT a::date, f(b) FROM t WHERE c = 1 AND d = 'x'").names
     second = _one("select a::date , f(b) from t where c = 222 and d = 'y' -- other").names

@@ -20,6 +20,10 @@ BUILTIN = 16384
 """The first oid of objects made after initdb."""
 
 
+# Types whose values are names when they are read, but for regclass, which is refused.
+_FINDING = frozenset({24, 2202, 2203, 2204, 2206, 3734, 3769, 4089, 4096, 4191})
+
+
 @dataclass(frozen=True, slots=True)
 class Relation:
     """``exact``: stored columns whose equal values are the same bytes, as far as their collation decides it.
@@ -50,8 +54,9 @@ class Function:
     """``scalar``: in FROM it brings exactly one column, named like itself. ``internal``: takes unchecked raw input.
 
     ``body`` is visible (BEGIN ATOMIC, RETURN); ``source`` is the text of any other SQL function; ``defaults`` are the
-    expressions for arguments left out; ``starts`` are an aggregate's first states, as text. ``finds``: a constant may
-    be the name of an object (a text search configuration, say), which is looked up when the statement is parsed.
+    expressions for arguments left out; ``arguments`` are the names of those that go in; ``starts`` are an aggregate's
+    first states, as text. ``finds``: a constant may be the name of an object (a text search configuration, say), which
+    is looked up when the statement is parsed.
     """
 
     oid: int
@@ -66,6 +71,7 @@ class Function:
     body: str | None
     source: str | None
     defaults: str | None
+    arguments: frozenset[str]
     starts: tuple[str | None, ...]
     returns: int
     scalar: bool
@@ -91,7 +97,8 @@ class Type:
 class Support:
     """An operator or a cast, and the function that it runs (0: none).
 
-    ``operands`` of an operator are types; ``strict``: it rejects NULL.
+    ``operands`` of an operator are types; ``strict``: it rejects NULL. ``clocked``: a cast that reads text as a date or
+    time and is applied unasked.
     """
 
     kind: str
@@ -99,6 +106,7 @@ class Support:
     function: int
     operands: tuple[int, ...] = ()
     strict: bool = False
+    clocked: bool = False
 
 
 @dataclass(slots=True)
@@ -131,13 +139,14 @@ class Answer:
             facts = json.loads(text)
             match kind:
                 case "seed":
-                    self._seed(asked, facts[0], facts[1], oid)
+                    self._seed(asked, facts[0], facts[1], oid, *facts[2:])
                 case "member":
                     self.members[oid] = facts
                 case "relation":
                     self._relation(oid, facts)
                 case "function":
                     facts["starts"] = tuple(facts["starts"] or ())
+                    facts["arguments"] = frozenset(facts["arguments"] or ())
                     self.functions[oid] = Function(oid=oid, **facts)
                 case "type":
                     facts["parts"], facts["checks"] = tuple(facts["parts"]), tuple(facts["checks"] or ())
@@ -148,12 +157,12 @@ class Answer:
                     self.elsewhere = facts
                 case _:
                     operands = tuple(facts.get("operands", ()))
-                    strict = bool(facts.get("strict"))
-                    self.supports[kind, oid] = Support(kind, facts["name"], facts["function"], operands, strict)
+                    flags = bool(facts.get("strict")), bool(facts.get("clocked"))
+                    self.supports[kind, oid] = Support(kind, facts["name"], facts["function"], operands, *flags)
 
-    def _seed(self, asked: Names, what: str, number: int, oid: int) -> None:
+    def _seed(self, asked: Names, what: str, number: int, oid: int, *versions: int) -> None:
         if what not in ("relation", "operator"):
-            self.seeds.add((what, number, oid))
+            self.seeds.add((what, number, sum(one << 32 * place for place, one in enumerate((oid, *versions)))))
         match what:
             case "relation":
                 self.relation_of[asked.relations[number - 1]] = oid
@@ -165,13 +174,25 @@ class Answer:
     def meaning(self, asked: Names) -> Meaning:
         """What ``asked`` means, if it was the only question so far."""
         casts = {("cast", 0, oid) for kind, oid in self.supports if kind == "cast"}
-        finds = any(self.functions[oid].finds for oids in self.functions_of.values() for oid in oids)
+        finds = self._finds(asked) or not _FINDING.isdisjoint(self.types)
+        fixed = [("collation", number) for number in range(1, len(asked.collations) + 1)]
+        fixed += [("configuration", number) for number in range(1, len(asked.configurations) + 1)]
         alike = [
             (place, 1 + asked.types.index(Name(*call[:2])))
             for place, call in enumerate(asked.functions, 1)
             if call.arguments == 1 and Name(*call[:2]) in asked.types
         ]
-        return meaning_of(self.seeds | casts, alike, builtin=BUILTIN, vague=finds or asked.collates)
+        return meaning_of(self.seeds | casts, alike, fixed, builtin=BUILTIN, vague=finds or asked.vague)
+
+    def _finds(self, asked: Names) -> bool:
+        """May a constant name something that is looked up where nobody follows it?"""
+        functions = self.functions
+        if any(functions[one.function].finds for one in self.supports.values() if one.function in functions):
+            return True
+        return any(
+            functions[oid].finds and not (call in asked.configured and functions[oid].builtin)
+            for call, oids in self.functions_of.items() for oid in oids
+        )  # fmt: skip
 
     def _relation(self, oid: int, facts: dict[str, Any]) -> None:
         policies = facts["policies"]
@@ -195,5 +216,7 @@ def question(schemas: Sequence[str], names: Names) -> str:
             "operators": names.operators,
             "types": names.types,
             "attributes": names.attributes,
+            "collations": names.collations,
+            "configurations": names.configurations,
         }
     )

@@ -182,7 +182,7 @@ class Fetching:
         session.sent = True
         try:
             # The driver may hold it prepared from a time when its names meant something else.
-            anew = analysis.meaning.vague or bool(analysis.meaning.doubtful)
+            anew = not analysis.meaning.sure
             result: Result = yield session.run(question, alone=True, anew=anew)
             try:
                 yield from self._store(session, key, result, plan, known, wish, outcome, (began, now_ns()))

@@ -37,4 +37,4 @@ class Prepared:
 
     def reads_as_written(self, meaning: Meaning, schema: int) -> bool:
         """And so for all other names: may its answer be taken for that of its text?"""
-        return self.runs_as_written(meaning, schema) and (not meaning.vague or self.lsn >= schema)
+        return self.lsn >= schema or (meaning.stands_since(self.meaning) and meaning.is_fixed_since(self.meaning))

@@ -120,8 +120,12 @@ class Names(NamedTuple):
     coercions: tuple[Coercion, ...] = ()
     # What AT TIME ZONE is applied to: a column's name, or nothing for an expression.
     zoned: tuple[str, ...] = ()
-    # Names of collations: nobody asks about them.
-    collates: bool = False
+    collations: tuple[Name, ...] = ()
+    configurations: tuple[Name, ...] = ()
+    # Calls of text search: what their configurations are called is in ``configurations``, or no name in the text.
+    configured: tuple[FunctionCall, ...] = ()
+    # Other names of such kinds: nobody asks about them.
+    vague: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,7 +241,7 @@ REFUSALS: dict[str, str] = {
     "system_column": "System columns such as ctid and xmin change without the row's values changing.",
     "other_database": "The name carries a database.",
     "catalog_relation": "System catalogues are not part of the change stream.",
-    "temporary_relation": "Temporary relations belong to one session and are not part of the change stream.",
+    "temporary_relation": "Temporary relations, functions and types are one session's own; no stream tells of them.",
     "unlogged_relation": "Unlogged tables are not part of the change stream.",
     "foreign_table": "A foreign table changes without our seeing it.",
     "sequence": "Sequences are not part of the change stream.",

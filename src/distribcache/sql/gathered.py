@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -16,6 +17,16 @@ Node = dict[str, Any]
 _ZONING = frozenset({"timezone", "timestamptz"})
 
 
+# With so many arguments the first may be a configuration.
+_CONFIGURED = {
+    "to_tsvector": 2, "to_tsquery": 2, "plainto_tsquery": 2, "phraseto_tsquery": 2, "websearch_to_tsquery": 2,
+    "ts_headline": 3, "json_to_tsvector": 3, "jsonb_to_tsvector": 3,
+}  # fmt: skip
+# What the server reads as it stands: folded, not quoted, not a number.
+_PLAINLY = re.compile(r"(?:[a-z_][a-z0-9_]*\.)?[a-z_][a-z0-9_]*")
+_LONGEST = 63
+
+
 class Gathered:
     """What a walk over one statement has found; ``names()`` gives the sorted facts.
 
@@ -23,9 +34,9 @@ class Gathered:
     not understood, so the query is not even a proven pure read.
     """
 
-    def __init__(self, *, checked_parameters: bool = True) -> None:
-        # Whether $1 is a value that the caller looks at for time words; a function's argument is not.
-        self.checked_parameters = checked_parameters
+    def __init__(self, arguments: frozenset[str] | None = None) -> None:
+        # In the body of a function the names of its arguments: $1 is not a value that is looked at for time words.
+        self.arguments = arguments
         self.relations: set[Name] = set()
         self.functions: set[FunctionCall] = set()
         self.operators: set[Name] = set()
@@ -42,7 +53,11 @@ class Gathered:
         self.mentions = 0
         self.parameters: list[int] = []
         self.recursive = False
-        self.collates = False
+        self.collations: set[Name] = set()
+        self.configurations: set[Name] = set()
+        self.configured: set[FunctionCall] = set()
+        self.unconfigured: set[FunctionCall] = set()
+        self.vague = False
         self.aggregates = self.windows = self.joins = 0
         self.group_by = self.vector = False
         self.casts: list[tuple[Name, Node | None]] = []
@@ -54,7 +69,7 @@ class Gathered:
         coercions: set[Coercion] = set()
         zoned: set[str] = set()
         if self.casts or self.zoned:
-            definitions = Definitions(self.top, checked_parameters=self.checked_parameters)
+            definitions = Definitions(self.top, self.arguments)
             zoned = {"" if definitions.get(name) else name for name in self.zoned}
             for target, value in self.casts:
                 coercion = origin_of(target, value, definitions)
@@ -62,7 +77,9 @@ class Gathered:
                     coercions.add(coercion)
         return Names(
             _ordered(self.relations), _ordered(self.functions), _ordered(self.operators), _ordered(self.types),
-            tuple(sorted(self.attributes)), _ordered(coercions), tuple(sorted(zoned)), self.collates,
+            tuple(sorted(self.attributes)), _ordered(coercions), tuple(sorted(zoned)),
+            _ordered(self.collations), _ordered(self.configurations), _ordered(self.configured - self.unconfigured),
+            self.vague,
         )
 
     def note_zone(self, call: FunctionCall, arguments: list[Node]) -> None:
@@ -71,6 +88,29 @@ class Gathered:
             name = zoned_of(arguments[-1])
             if name is not None:
                 self.zoned.add(name)
+
+    def note_collation(self, path: list[str]) -> None:
+        """What COLLATE names."""
+        if len(path) > 2 or not all(map(str.isascii, path)):
+            self.vague = True
+        else:
+            self.collations.add(Name(path[0] if len(path) > 1 else None, path[-1]))
+
+    def note_configuration(self, call: FunctionCall, arguments: list[Node]) -> None:
+        """What a text search function is told to use, by name. A parameter or a column is looked up when it is read."""
+        if len(arguments) < _CONFIGURED.get(call.name, 1 + len(arguments)):
+            return
+        first = arguments[0]
+        if "ParamRef" in first or "ColumnRef" in first:
+            self.configured.add(call)
+            return
+        text = first.get("A_Const", {}).get("sval", {}).get("sval")
+        if text is None or len(text) > _LONGEST or _PLAINLY.fullmatch(text) is None:
+            self.unconfigured.add(call)
+            return
+        schema, _, name = text.rpartition(".")
+        self.configurations.add(Name(schema or None, name))
+        self.configured.add(call)
 
     def refuse(self, code: str, detail: str = "") -> None:
         """Keep the first refusal: it is the one shown."""

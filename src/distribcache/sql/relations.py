@@ -184,6 +184,7 @@ class Walk(Gathered):
         schema, name = call.schema, call.name
         self.functions.add(call)
         self.note_zone(call, node.get("args", []))
+        self.note_configuration(call, node.get("args", []))
         if "over" in node:
             self.windows += 1
         elif name in AGGREGATES or not AGGREGATE_MARKS.isdisjoint(node):
@@ -202,7 +203,7 @@ class Walk(Gathered):
             self.types.add(target)
             self.casts.append((target, arguments[0]))
         else:
-            known = ("A_Const", "ParamRef") if self.checked_parameters else ("A_Const",)
+            known = ("A_Const", "ParamRef") if self.arguments is None else ("A_Const",)
             if not arguments or not any(kind in arguments[0] for kind in known):
                 self.casts.append((target, None))
 
@@ -256,7 +257,7 @@ class Walk(Gathered):
         self.visit(node["arg"], scope)
 
     def collation(self, node: Node, scope: Scope) -> None:
-        self.collates = True
+        self.note_collation([part["String"]["sval"] for part in node["collname"]])
         self.fields(node, scope)
 
     def typed_column(self, node: Node, scope: Scope) -> None:
@@ -332,6 +333,7 @@ _HANDLERS: dict[str, Callable[[Walk, Any, Scope], None]] = {
     "TypeCast": Walk.cast,
     "typeName": Walk.type_mention,
     "CollateClause": Walk.collation,
+    "collClause": Walk.collation,
     "ColumnDef": Walk.typed_column,
     "RangeFunction": Walk.fields,
     "RangeTableFunc": Walk.fields,
