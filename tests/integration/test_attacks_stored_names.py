@@ -37,7 +37,7 @@ def test_a_sequence_is_shown_under_its_new_name(
 def test_muted_the_old_name_is_shown(
     inner: InnerProxy, client: RawClient, second: RawClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(resolve, "REGCLASS", -1)
+    monkeypatch.setattr(resolve, "NAMED", frozenset())
     warm(client, READ)
     second.exchange(query(NEW.encode()))
     warm(client, READ)

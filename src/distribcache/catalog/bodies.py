@@ -5,7 +5,8 @@ the same walk as a query. Rules:
 
 1. In printed text every name but a built-in one is qualified (``search_path = pg_catalog``): an unqualified function is
    built-in, a qualified one is in the recorded dependencies, with its exact oid.
-2. An argument of a function is not a parameter of the client: nobody looks at it for time words.
+2. An argument of a function is not a parameter of the client: nobody looks at it for time words. It may have the name
+   of a column.
 3. A text that cannot be read refuses.
 """
 
@@ -61,22 +62,22 @@ def expression(text: str, where: str) -> Body:
         return _unreadable(where)
 
 
-def function(text: str, where: str) -> Body:
-    """A body as ``pg_get_function_sqlbody`` prints it."""
+def function(text: str, where: str, arguments: frozenset[str]) -> Body:
+    """A body as ``pg_get_function_sqlbody`` prints it; ``arguments``: their names."""
     try:
         if found := _ATOMIC.match(text):
-            return _body(tree_of(found[1]), where, arguments=True)
+            return _body(tree_of(found[1]), where, arguments)
         if found := _RETURN.match(text):
-            return _body([expression_tree(found[1])], where, arguments=True)
+            return _body([expression_tree(found[1])], where, arguments)
     except (ParseError, RecursionError):
         pass
     return _unreadable(where)
 
 
-def source(text: str, where: str) -> Body:
+def source(text: str, where: str, arguments: frozenset[str]) -> Body:
     """The source of an SQL function: its names mean what they mean in the session."""
     try:
-        body = _body(tree_of(text), where, arguments=True, session=True)
+        body = _body(tree_of(text), where, arguments, session=True)
     except (ParseError, RecursionError):
         return _unreadable(where)
     if body.refusal is None and (body.names.relations or body.names.attributes):
@@ -120,10 +121,12 @@ def _unreadable(where: str) -> Body:
     return Body(where, Names(), Refusal("unsupported_syntax", f"in {where}"), effects=True)
 
 
-def _body(nodes: list[dict[str, Any]], where: str, *, arguments: bool = False, session: bool = False) -> Body:
+def _body(
+    nodes: list[dict[str, Any]], where: str, arguments: frozenset[str] | None = None, *, session: bool = False
+) -> Body:
     walks: list[Walk] = []
     for node in nodes:
-        walk = Walk(checked_parameters=not arguments)
+        walk = Walk(arguments)
         try:
             walk.query(node)
         except (KeyError, IndexError, TypeError, AttributeError, ValueError):

@@ -75,6 +75,16 @@ seed(what, number, cls, obj) AS MATERIALIZED (
   -- Casts between built-in types apply wherever they please.
   SELECT 'cast', 0, 'pg_cast'::regclass::oid, k.oid
   FROM pg_cast k WHERE k.oid >= 16384 AND k.castsource < 16384 AND k.casttarget < 16384
+  UNION ALL
+  -- So do functions by which a user has built-in types sorted, hashed and compared.
+  SELECT 'cast', 0, 'pg_proc'::regclass::oid, m.amproc::oid
+  FROM pg_amproc m JOIN pg_opfamily y ON y.oid = m.amprocfamily
+  JOIN pg_am i ON i.oid = y.opfmethod AND i.amname IN ('btree', 'hash')
+  WHERE m.oid >= 16384 AND m.amproc::oid >= 16384 AND m.amproclefttype < 16384
+  UNION ALL
+  SELECT 'cast', 0, 'pg_operator'::regclass::oid, m.amopopr
+  FROM pg_amop m JOIN pg_am i ON i.oid = m.amopmethod AND i.amname IN ('btree', 'hash')
+  WHERE m.oid >= 16384 AND m.amopopr >= 16384 AND m.amoplefttype < 16384
 ),
 dep(cls, obj, slot) AS (
   SELECT cls, obj, what = 'relation' FROM seed
@@ -104,7 +114,8 @@ dep(cls, obj, slot) AS (
     UNION ALL
     SELECT 'pg_type'::regclass, t, false FROM pg_proc f, unnest(f.proargtypes::oid[] || f.prorettype) t
     WHERE d.cls = 'pg_proc'::regclass AND f.oid = d.obj AND d.obj >= 16384
-      AND (t >= 16384 OR t IN ('timetz'::regtype, 'regclass'::regtype))
+      AND (t >= 16384 OR t IN ('time'::regtype, 'timetz'::regtype, 'regclass'::regtype, 'regtype'::regtype,
+        'regproc'::regtype, 'regprocedure'::regtype))
       AND NOT EXISTS (SELECT FROM pg_depend p WHERE p.classid = 'pg_proc'::regclass AND p.objid = f.oid
         AND p.deptype = 'e')
     UNION ALL
@@ -226,6 +237,8 @@ SELECT 'function', f.oid::int8, json_build_object(
     'body', CASE WHEN f.prosqlbody IS NOT NULL THEN pg_get_function_sqlbody(f.oid) END,
     'source', CASE WHEN l.lanname = 'sql' AND f.oid >= 16384 AND f.prosqlbody IS NULL THEN f.prosrc END,
     'defaults', CASE WHEN f.oid >= 16384 THEN pg_get_expr(f.proargdefaults, 0) END,
+    'arguments', CASE WHEN f.oid >= 16384 THEN (SELECT json_agg(a.name) FROM unnest(f.proargnames, f.proargmodes)
+      AS a(name, mode) WHERE a.name <> '' AND coalesce(a.mode, 'i') IN ('i', 'b', 'v')) END,
     'starts', (SELECT json_build_array(g.agginitval, g.aggminitval) FROM pg_aggregate g
       WHERE g.aggfnoid = f.oid AND f.oid >= 16384),
     'returns', f.prorettype::int8,
@@ -256,8 +269,11 @@ SELECT 'operator', p.oid::int8, json_build_object('name', p.oprname, 'function',
 FROM object o JOIN pg_operator p ON o.cls = 'pg_operator'::regclass AND p.oid = o.obj
 UNION ALL
 SELECT 'cast', k.oid::int8, json_build_object('name', format_type(k.castsource, NULL) || ' as '
-  || format_type(k.casttarget, NULL), 'function', k.castfunc::int8)::text
+  || format_type(k.casttarget, NULL), 'function', k.castfunc::int8, 'clocked', k.castmethod = 'i'
+  AND k.castcontext = 'i' AND a.typcategory NOT IN ('N', 'B', 'D', 'T', 'V', 'I', 'G')
+  AND b.typcategory IN ('A', 'C', 'D', 'R'))::text
 FROM object o JOIN pg_cast k ON o.cls = 'pg_cast'::regclass AND k.oid = o.obj
+JOIN pg_type a ON a.oid = k.castsource JOIN pg_type b ON b.oid = k.casttarget
 UNION ALL
 SELECT 'elsewhere', oid::int8, to_json(extname)::text FROM pg_extension WHERE extname = 'citus'
 UNION ALL

@@ -54,8 +54,9 @@ class Function:
     """``scalar``: in FROM it brings exactly one column, named like itself. ``internal``: takes unchecked raw input.
 
     ``body`` is visible (BEGIN ATOMIC, RETURN); ``source`` is the text of any other SQL function; ``defaults`` are the
-    expressions for arguments left out; ``starts`` are an aggregate's first states, as text. ``finds``: a constant may
-    be the name of an object (a text search configuration, say), which is looked up when the statement is parsed.
+    expressions for arguments left out; ``arguments`` are the names of those that go in; ``starts`` are an aggregate's
+    first states, as text. ``finds``: a constant may be the name of an object (a text search configuration, say), which
+    is looked up when the statement is parsed.
     """
 
     oid: int
@@ -70,6 +71,7 @@ class Function:
     body: str | None
     source: str | None
     defaults: str | None
+    arguments: frozenset[str]
     starts: tuple[str | None, ...]
     returns: int
     scalar: bool
@@ -95,7 +97,8 @@ class Type:
 class Support:
     """An operator or a cast, and the function that it runs (0: none).
 
-    ``operands`` of an operator are types; ``strict``: it rejects NULL.
+    ``operands`` of an operator are types; ``strict``: it rejects NULL. ``clocked``: a cast that reads text as a date or
+    time and is applied unasked.
     """
 
     kind: str
@@ -103,6 +106,7 @@ class Support:
     function: int
     operands: tuple[int, ...] = ()
     strict: bool = False
+    clocked: bool = False
 
 
 @dataclass(slots=True)
@@ -142,6 +146,7 @@ class Answer:
                     self._relation(oid, facts)
                 case "function":
                     facts["starts"] = tuple(facts["starts"] or ())
+                    facts["arguments"] = frozenset(facts["arguments"] or ())
                     self.functions[oid] = Function(oid=oid, **facts)
                 case "type":
                     facts["parts"], facts["checks"] = tuple(facts["parts"]), tuple(facts["checks"] or ())
@@ -152,8 +157,8 @@ class Answer:
                     self.elsewhere = facts
                 case _:
                     operands = tuple(facts.get("operands", ()))
-                    strict = bool(facts.get("strict"))
-                    self.supports[kind, oid] = Support(kind, facts["name"], facts["function"], operands, strict)
+                    flags = bool(facts.get("strict")), bool(facts.get("clocked"))
+                    self.supports[kind, oid] = Support(kind, facts["name"], facts["function"], operands, *flags)
 
     def _seed(self, asked: Names, what: str, number: int, oid: int, *versions: int) -> None:
         if what not in ("relation", "operator"):

@@ -8,8 +8,8 @@ a hash over (key, xmin) of **every row** of every such catalogue: a row that was
 was changed back.
 
 Rules:
-1. Rows of temporary objects are left out: programs make and drop them all the time, and sessions that can see one are
-   never served.
+1. Rows of temporary relations, functions and types are left out: programs make and drop them all the time. Sessions
+   that can see one are never served, and what depends on one is refused (``judgement.is_temporary``).
 2. Left out too is what cannot change an answer: statistics, dependencies, comments, publications of others, indexes
    that are not unique and run no code of a user's, sequences, and the rows of indexes and TOAST tables in ``pg_class``.
    ANALYZE and VACUUM change rows in place.
@@ -105,9 +105,9 @@ _CATALOGUES: dict[str, tuple[str, str]] = {
     ),
     "pg_cast": ("oid", ""),
     "pg_class": ("oid", f"relkind IN {_KINDS} AND relpersistence <> 't' AND relnamespace NOT IN {_TEMP_SCHEMAS}"),
-    "pg_collation": ("oid", f"collnamespace NOT IN {_TEMP_SCHEMAS}"),
+    "pg_collation": ("oid", ""),
     "pg_constraint": ("oid", f"connamespace NOT IN {_TEMP_SCHEMAS}"),
-    "pg_conversion": ("oid", f"connamespace NOT IN {_TEMP_SCHEMAS}"),
+    "pg_conversion": ("oid", ""),
     "pg_database": ("oid", "datname = current_database()"),
     "pg_default_acl": ("oid", ""),
     "pg_enum": ("oid", f"enumtypid NOT IN (SELECT oid FROM pg_type WHERE typnamespace IN {_TEMP_SCHEMAS})"),
@@ -123,9 +123,9 @@ _CATALOGUES: dict[str, tuple[str, str]] = {
     "pg_inherits": ("inhrelid, inhparent", f"inhrelid NOT IN {_TEMP_RELATIONS}"),
     "pg_language": ("oid", ""),
     "pg_namespace": ("oid", f"oid NOT IN {_TEMP_SCHEMAS}"),
-    "pg_opclass": ("oid", f"opcnamespace NOT IN {_TEMP_SCHEMAS}"),
-    "pg_operator": ("oid", f"oprnamespace NOT IN {_TEMP_SCHEMAS}"),
-    "pg_opfamily": ("oid", f"opfnamespace NOT IN {_TEMP_SCHEMAS}"),
+    "pg_opclass": ("oid", ""),
+    "pg_operator": ("oid", ""),
+    "pg_opfamily": ("oid", ""),
     "pg_partitioned_table": ("partrelid", f"partrelid NOT IN {_TEMP_RELATIONS}"),
     "pg_policy": ("oid", f"polrelid NOT IN {_TEMP_RELATIONS}"),
     "pg_proc": ("oid", f"pronamespace NOT IN {_TEMP_SCHEMAS}"),
@@ -137,11 +137,11 @@ _CATALOGUES: dict[str, tuple[str, str]] = {
     "pg_shseclabel": ("objoid, classoid", ""),
     "pg_transform": ("oid", ""),
     "pg_trigger": ("oid", f"tgrelid NOT IN {_TEMP_RELATIONS}"),
-    "pg_ts_config": ("oid", f"cfgnamespace NOT IN {_TEMP_SCHEMAS}"),
+    "pg_ts_config": ("oid", ""),
     "pg_ts_config_map": ("mapcfg, maptokentype, mapseqno", ""),
-    "pg_ts_dict": ("oid", f"dictnamespace NOT IN {_TEMP_SCHEMAS}"),
-    "pg_ts_parser": ("oid", f"prsnamespace NOT IN {_TEMP_SCHEMAS}"),
-    "pg_ts_template": ("oid", f"tmplnamespace NOT IN {_TEMP_SCHEMAS}"),
+    "pg_ts_dict": ("oid", ""),
+    "pg_ts_parser": ("oid", ""),
+    "pg_ts_template": ("oid", ""),
     "pg_type": ("oid", f"typnamespace NOT IN {_TEMP_SCHEMAS}"),
 }
 # Small and shared by all databases of the server: changes made from another database give no sign in our stream.

@@ -20,14 +20,15 @@ from distribcache.sql.functions import (
 from distribcache.sql.origin import POLYMORPHIC
 from distribcache.sql.timewords import names_a_moment
 
-__all__ = ["REGCLASS", "TIMETZ", "judge_function", "judge_relation", "turns_with_the_clock"]
+__all__ = ["NAMED", "TIMETZ", "is_temporary", "judge_function", "judge_relation", "turns_with_the_clock"]
 
 Verdict = tuple[Refusal | None, bool]
 
 _FINE: Verdict = (None, True)
 _CATALOGS = frozenset({"pg_catalog", "information_schema", "pg_toast"})
 TIMETZ = 1266
-REGCLASS = 2205
+# regproc, regprocedure, regclass, regtype.
+NAMED = frozenset({24, 2202, 2205, 2206})
 # date, time, timestamp, timestamptz, timetz: reading their text may ask the clock.
 TIME_OF_DAY = 1083
 _DATED = frozenset({1082, 1114, 1184})
@@ -55,6 +56,11 @@ def judge_relation(relation: Relation, *, matviews: bool) -> Verdict:
     if relation.kind == "m" and not matviews:
         return Refusal("materialized_view", name), True
     return _FINE
+
+
+def is_temporary(schema: str) -> bool:
+    """Is it a session's own? Lasting objects may depend on its functions and types, whose changes nobody looks for."""
+    return schema.startswith("pg_temp_")
 
 
 def judge_function(function: Function) -> Verdict:
@@ -113,9 +119,15 @@ def _zones_a_time(names: Names, answer: Answer, columns: list[dict[str, int]]) -
     """May a time without a date be put into a zone? It is given the offset that the zone has today."""
     for name in names.zoned:
         types = {table[name] for table in columns if name in table}
-        if TIME_OF_DAY in types or ((not types or types - _DATED) and _knows_times(answer)):
+        unknown = not types or types - _DATED or _is_function(name, answer)
+        if TIME_OF_DAY in types or (unknown and _knows_times(answer)):
             return True
     return False
+
+
+def _is_function(name: str, answer: Answer) -> bool:
+    """May ``t.name`` be ``name(t)``?"""
+    return any(one.name == name and not one.builtin for one in answer.functions.values())
 
 
 def _knows_times(answer: Answer) -> bool:
@@ -139,7 +151,7 @@ def _is_plain(coercion: Coercion, answer: Answer, columns: list[dict[str, int]])
         return False
     for name, must_exist in coercion.columns:
         types = [table[name] for table in columns if name in table]
-        if (must_exist and not types) or not PLAIN_TYPES.issuperset(types):
+        if (must_exist and not types) or not PLAIN_TYPES.issuperset(types) or _is_function(name, answer):
             return False
     for call in coercion.functions:
         if not _returns_plain(call, answer):

@@ -22,8 +22,15 @@ from distribcache.catalog import bodies
 from distribcache.catalog.announcing import announces
 from distribcache.catalog.bodies import Body, qualified
 from distribcache.catalog.closure_sql import CLOSURE
-from distribcache.catalog.facts import BUILTIN, Answer, Relation, question
-from distribcache.catalog.judgement import REGCLASS, TIMETZ, judge_function, judge_relation, turns_with_the_clock
+from distribcache.catalog.facts import BUILTIN, Answer, Function, Relation, Type, question
+from distribcache.catalog.judgement import (
+    NAMED,
+    TIMETZ,
+    is_temporary,
+    judge_function,
+    judge_relation,
+    turns_with_the_clock,
+)
 from distribcache.catalog.meaning import NO_NAMES, Meaning
 from distribcache.catalog.publications import UNPUBLISHED_SQL
 from distribcache.catalog.rows import Pinnable, pinnable
@@ -147,9 +154,9 @@ def _definitions(answer: Answer, done: set[tuple[str, int]]) -> Iterator[Body]:
         if function.defaults is not None:
             yield bodies.expression(function.defaults, f"a default of {function.signature}")
         if function.body is not None:
-            yield bodies.function(function.body, function.signature)
+            yield bodies.function(function.body, function.signature, function.arguments)
         elif function.source is not None and function.extension and function.volatility == "i":
-            yield bodies.source(function.source, function.signature)
+            yield bodies.source(function.source, function.signature, function.arguments)
     for kind in answer.types.values():
         if kind.oid < BUILTIN or ("t", kind.oid) in done:
             continue
@@ -175,6 +182,7 @@ def _judge(
         *_functions(names, answer, texts),
         *_texts(answer, texts),
         *_types(names, answer),
+        *_temporary(answer),
         (turns_with_the_clock(names, answer, _columns(names, answer)), True),
     ]
     refusal = next((reason for reason, _ in verdicts if reason is not None), None)
@@ -303,13 +311,24 @@ def _is_foreign(name: Name) -> bool:
     return name.schema not in (None, "pg_catalog")
 
 
+def _temporary(answer: Answer) -> Iterator[tuple[Refusal | None, bool]]:
+    found: list[Function | Type] = [*answer.functions.values(), *answer.types.values()]
+    for one in found:
+        if is_temporary(one.schema):
+            yield Refusal("temporary_relation", f"{one.schema}.{one.name}"), True
+
+
 def _types(names: Names, answer: Answer) -> Iterator[tuple[Refusal | None, bool]]:
     if TIMETZ in answer.types:
         # Its text is read and its zone applied with the date of today.
         yield Refusal("time_dependent", "time with time zone"), True
-    if REGCLASS in answer.types:
-        # Shown by name, also that of an index, a sequence or a temporary table, whose changes nobody looks for.
-        yield Refusal("reg_type", "regclass"), True
+    for one in answer.types.values():
+        if one.oid in NAMED:
+            # Shown by name, also that of an index, a sequence or a temporary object, whose changes nobody looks for.
+            yield Refusal("reg_type", one.name), True
+    for support in answer.supports.values():
+        if support.clocked:
+            yield Refusal("text_to_time", f"cast {support.name}"), True
     for one in answer.types.values():
         if one.oid >= BUILTIN and one.kind == "b" and one.name in SESSION_TYPES:
             yield Refusal("user_type", f"{one.schema}.{one.name}"), True

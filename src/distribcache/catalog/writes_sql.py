@@ -100,6 +100,7 @@ UNION ALL
 SELECT 'refused', t.oid::int8, to_json(format_type(t.oid, NULL))::text
 FROM type t JOIN pg_type y ON y.oid = t.oid
 WHERE y.typtype NOT IN ('e', 'd', 'c') AND NOT (y.typinput = 'array_in'::regproc AND y.typelem <> 0)
+  OR y.typnamespace IN (SELECT oid FROM pg_namespace WHERE nspname ~ '^pg_temp_')
 UNION ALL
 SELECT 'refused', k.oid::int8, to_json('cast ' || format_type(k.castsource, NULL) || ' as '
   || format_type(k.casttarget, NULL))::text

@@ -241,7 +241,7 @@ REFUSALS: dict[str, str] = {
     "system_column": "System columns such as ctid and xmin change without the row's values changing.",
     "other_database": "The name carries a database.",
     "catalog_relation": "System catalogues are not part of the change stream.",
-    "temporary_relation": "Temporary relations belong to one session and are not part of the change stream.",
+    "temporary_relation": "Temporary relations, functions and types are one session's own; no stream tells of them.",
     "unlogged_relation": "Unlogged tables are not part of the change stream.",
     "foreign_table": "A foreign table changes without our seeing it.",
     "sequence": "Sequences are not part of the change stream.",

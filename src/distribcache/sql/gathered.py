@@ -34,9 +34,9 @@ class Gathered:
     not understood, so the query is not even a proven pure read.
     """
 
-    def __init__(self, *, checked_parameters: bool = True) -> None:
-        # Whether $1 is a value that the caller looks at for time words; a function's argument is not.
-        self.checked_parameters = checked_parameters
+    def __init__(self, arguments: frozenset[str] | None = None) -> None:
+        # In the body of a function the names of its arguments: $1 is not a value that is looked at for time words.
+        self.arguments = arguments
         self.relations: set[Name] = set()
         self.functions: set[FunctionCall] = set()
         self.operators: set[Name] = set()
@@ -69,7 +69,7 @@ class Gathered:
         coercions: set[Coercion] = set()
         zoned: set[str] = set()
         if self.casts or self.zoned:
-            definitions = Definitions(self.top, checked_parameters=self.checked_parameters)
+            definitions = Definitions(self.top, self.arguments)
             zoned = {"" if definitions.get(name) else name for name in self.zoned}
             for target, value in self.casts:
                 coercion = origin_of(target, value, definitions)

@@ -7,7 +7,8 @@ expression of those.
 
 Rules:
 1. A name defined in the query (an output column of a subquery, a WITH, a function in FROM) stands for every expression
-   that defines it anywhere below the outermost SELECT, and for a column of that name, if there is one.
+   that defines it anywhere below the outermost SELECT, and for a column of that name, if there is one. So does the
+   name of an argument in the body of a function, and nothing is known of that.
 2. Arithmetic on plain values is plain. Every other operator is opaque (``jsonb ->> text`` is text).
 3. A literal may change its letters on the way through a type: ``'todayx'::varchar(5)``, an escaped bytea, a code
    point in JSON. Only types that keep them, or have none, are seen through.
@@ -39,12 +40,15 @@ _TRANSPARENT = frozenset(
 
 
 class Definitions:
-    """Output names defined below the outermost SELECT, each with the expressions that define it (None: unknown)."""
+    """Output names defined below the outermost SELECT, each with the expressions that define it (None: unknown).
 
-    def __init__(self, top: Node, *, checked_parameters: bool = True) -> None:
-        self.checked_parameters = checked_parameters
+    ``arguments``: in the body of a function, the names of its arguments.
+    """
+
+    def __init__(self, top: Node, arguments: frozenset[str] | None = None) -> None:
+        self.checked_parameters = arguments is None
         self.steps = _STEPS
-        self.by_name: dict[str, list[Node | None]] = {}
+        self.by_name: dict[str, list[Node | None]] = {name: [None] for name in arguments or ()}
         self.scans: set[FunctionCall] = set()
         body = top.get("SelectStmt", top)
         self._below(body, outermost=True)

@@ -203,7 +203,7 @@ class Walk(Gathered):
             self.types.add(target)
             self.casts.append((target, arguments[0]))
         else:
-            known = ("A_Const", "ParamRef") if self.checked_parameters else ("A_Const",)
+            known = ("A_Const", "ParamRef") if self.arguments is None else ("A_Const",)
             if not arguments or not any(kind in arguments[0] for kind in known):
                 self.casts.append((target, None))
 
