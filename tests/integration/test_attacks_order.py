@@ -20,9 +20,9 @@ SLOW = b"SELECT count(*) FROM stock a, stock b, numbers n, numbers m, numbers o"
 STOCK = (
     "CREATE TABLE stock (id int PRIMARY KEY, value int)",
     "INSERT INTO stock VALUES (1, 1), (2, 2)",
-    "CREATE TABLE numbers AS SELECT i FROM generate_series(1, 400) i",
+    "CREATE TABLE numbers AS SELECT i FROM generate_series(1, 1000) i",
 )
-SETTINGS = {"freshness.max_staleness": "30s", "cache.single_flight_wait": "30s"}
+SETTINGS = {"freshness.max_staleness": "30s", "cache.single_flight_wait": "10min"}
 
 
 def send_cancel(inner: InnerProxy, client: RawClient) -> None:
@@ -91,11 +91,12 @@ def test_a_cancelled_wait_for_anothers_fill_fails_the_transaction(
     client.send(run(SLOW) + ended)
     until(lambda: any(inner.proxy.node.flights._waiting.values()), "never waiting")
     client.socket.settimeout(2)
-    for _ in range(5):  # a cancel may find the server still idle
+    for _ in range(30):  # a cancel may find the server still idle
         send_cancel(inner, client)
         with contextlib.suppress(TimeoutError):
             client.until(b"E")
             break
+    client.socket.settimeout(60)
     if ended == FLUSH:
         client.send(run(READ) + SYNC)  # skipped
     assert client.message() == b"Z\0\0\0\5E"

@@ -165,7 +165,7 @@ async def test_one_node_gets_the_lease(make_tier: MakeTier, seed: Valkey, namesp
 
 @both
 async def test_a_lease_ends_by_itself(make_tier: MakeTier, valkey: Valkey, namespace: str) -> None:
-    one, two = [await make_tier(valkey, namespace=namespace, deadline=1.0) for _ in range(2)]
+    one, two = [await make_tier(valkey, namespace=namespace) for _ in range(2)]
     assert await one.lease(digest(1), 0.2)
     await until_true(lambda: two.lease(digest(1), 60.0), "the lease does not end")
     await one.unlease(digest(1))  # its token is not the one that is there
@@ -333,11 +333,11 @@ async def test_an_unreachable_cluster_is_no_error(make_tier: MakeTier) -> None:
     lines: list[str] = []
     began = time.monotonic()
     tier = await make_tier("127.0.0.1:1", log=lines, connect_timeout=0.3)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20
     assert await tier.get(digest(1)) is None
     assert not tier.put(digest(1), record())
     await tier.discard(digest(1))
-    assert await tier.flush(1.0)
+    assert await tier.flush(60.0)
     stats = tier.stats()
     assert (stats.peers, stats.healthy_peers, stats.hits, stats.misses, stats.refused) == (1, 0, 0, 1, 1)
     assert stats.failures == {"off": 1}
@@ -402,7 +402,7 @@ async def test_it_can_be_stopped_at_any_time(make_tier: MakeTier, seed: Valkey, 
     await asyncio.gather(*waiting)
     assert await tier.get(digest(1)) is None
     assert not tier.put(digest(1), record())
-    assert await tier.flush(1.0)
+    assert await tier.flush(60.0)
     await tier.stop()
     again = DistributedCache(DistributedTier(peers=seed.address, **GENEROUS), wall_time, lambda line: None)
     starting = asyncio.ensure_future(again.start())

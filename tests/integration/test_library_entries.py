@@ -28,7 +28,7 @@ async def test_what_is_inserted_comes_back(alone: DistribCache) -> None:
     assert found is not None
     assert (found.data, found.size, found.row_count, found.ttl) == (b"rows", 4, 3, 30)
     assert found.tables == ("public.item",) and not found.expired
-    assert found.remaining_ttl is not None and 29 < found.remaining_ttl <= 30
+    assert found.remaining_ttl is not None and 20 < found.remaining_ttl <= 30
     again = await alone.get(ITEMS)
     assert again is not None and again.access_count == 2
     assert await alone.get(ITEMS.with_params(1)) is None
@@ -91,7 +91,7 @@ async def test_a_commit_ends_an_entry_and_dates_are_kept(shop: Shop, cache: Dist
         cache.wrote()
         return await cache.get(ITEMS) is None and await cache.insert(ITEMS, CacheEntry(b"rows"))
 
-    for _ in range(100):
+    for _ in range(3000):
         await make()
         cache.wrote()
         if await cache.get(ITEMS) is not None:

@@ -157,7 +157,7 @@ async def test_a_function_that_calls_itself(alone: DistribCache) -> None:
         depth += 1
         return number if number == 0 else await again(number - 1)
 
-    assert await asyncio.wait_for(again(3), 5) == 0
+    assert await asyncio.wait_for(again(3), 60) == 0
 
 
 async def test_a_failure_is_everybodys_and_is_not_kept(alone: DistribCache) -> None:
@@ -180,19 +180,23 @@ async def test_a_failure_is_everybodys_and_is_not_kept(alone: DistribCache) -> N
 
 async def test_a_cancelled_run_is_not_the_others(alone: DistribCache) -> None:
     runs = 0
+    started, go_on = asyncio.Event(), asyncio.Event()
 
     @alone.cached()
     async def slow() -> int:
         nonlocal runs
         runs += 1
-        await asyncio.sleep(0.1)
+        started.set()
+        await go_on.wait()
         return runs
 
     first = asyncio.create_task(slow())
-    await asyncio.sleep(0.02)
+    await started.wait()
     second = asyncio.create_task(slow())
-    await asyncio.sleep(0.02)
+    await asyncio.sleep(0.02)  # it waits for the first
+    assert runs == 1
     first.cancel()
+    go_on.set()
     assert await second == 2
     with pytest.raises(asyncio.CancelledError):
         await first
@@ -244,7 +248,7 @@ async def test_a_failure_that_would_come_back_as_another_one_is_not_kept(alone: 
 async def test_negative_results(alone: DistribCache) -> None:
     runs = 0
 
-    @alone.cached(ttl="1h", negative_ttl="200ms", negative=KeyError)
+    @alone.cached(ttl="1h", negative_ttl="2s", negative=KeyError)
     async def find(number: int) -> Any:
         nonlocal runs
         runs += 1
@@ -265,25 +269,31 @@ async def test_negative_results(alone: DistribCache) -> None:
         with pytest.raises(LookupError):
             await find(1)
     assert runs == 4
-    await asyncio.sleep(0.4)
-    assert await find(2) is None
+    while runs == 4:
+        assert await find(2) is None
+        await asyncio.sleep(0.05)
     assert runs == 5
 
 
 async def test_stale_while_it_is_made_anew(alone: DistribCache) -> None:
     runs = 0
+    go_on = asyncio.Event()
 
     @alone.cached(ttl="100ms", stale="1h")
     async def slow() -> int:
         nonlocal runs
         runs += 1
         mine = runs
-        await asyncio.sleep(0.05 if mine > 1 else 0)
+        if mine > 1:
+            await go_on.wait()
         return mine
 
     assert await slow() == 1
-    await asyncio.sleep(0.15)
+    while runs == 1:
+        assert await slow() == 1
+        await asyncio.sleep(0.01)
     assert [await slow() for _ in range(20)] == [1] * 20  # nobody waits
+    go_on.set()
     while await slow() == 1:
         await asyncio.sleep(0.01)
     assert runs == 2 or await slow() >= 2

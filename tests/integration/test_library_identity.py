@@ -85,7 +85,7 @@ async def test_search_path_and_temporary_tables(shop: Shop, cache: DistribCache)
     await connection.execute("SET search_path = other, public")
     assert await cache.fetch(connection, "SELECT count(*) FROM item") == [(0,)]
     await connection.execute("RESET search_path; CREATE TEMP TABLE item (id int)")
-    for _ in range(200):
+    for _ in range(3000):
         assert await cache.fetch(connection, "SELECT count(*) FROM item") == [(0,)]
         if cache.last.reason == "temporary_schema":
             break

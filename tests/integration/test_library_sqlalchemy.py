@@ -92,7 +92,7 @@ def hit(cache: DistribCache, read: Any) -> Any:
 
 
 async def ahit(cache: DistribCache, read: Any) -> Any:
-    for _ in range(200):
+    for _ in range(3000):
         found = await read()
         if cache.last.status == "hit":
             return found

@@ -23,7 +23,7 @@ L2: dict[str, Any] = {"l2_min_ttl": "1s"}
 
 async def sunk(cache: DistribCache) -> None:
     """What is in memory has gone down; then it leaves memory."""
-    for _ in range(400):
+    for _ in range(3000):
         if cache.stats().tiers["L2"].entries:
             break
         await go(cache._keeper.wait_fresh(now_ns()))  # a proof that what is in memory is durable
@@ -76,7 +76,7 @@ async def test_where_only_time_ends_rows_they_outlive_the_process(
 
 async def _looked(cache: DistribCache, pool: asyncpg.Pool) -> None:
     """The catalogue was looked at for the first time."""
-    for number in range(400):
+    for number in range(3000):
         if cache._keeper.coherence.shared_epoch():
             return
         await cache.fetch(pool, "SELECT name FROM item WHERE id = $1", number)
@@ -117,7 +117,7 @@ async def test_entries_of_an_application_live_below_memory_too(shop: Shop, tmp_p
     async with DistribCache(DistribCacheConfig(l2_path=path), log=lambda _: None) as cache:
         assert await cache.insert(thing, CacheEntry(data, ttl=600))
         assert await cache.insert(items, CacheEntry(data, ttl=600))
-        for _ in range(400):
+        for _ in range(3000):
             if cache.stats().tiers["L2"].entries:
                 break
             await asyncio.sleep(0.02)
@@ -134,7 +134,7 @@ async def test_dated_entries_come_up_until_a_commit(shop: Shop, tmp_path: Path) 
     items = QueryFingerprint.from_query("SELECT * FROM item")
     data = bytes(range(256)) * 20
     async with shop.cache(l2_path=str(tmp_path / "warm")) as cache:
-        for _ in range(200):
+        for _ in range(3000):
             cache.wrote()
             if await cache.get(items) is not None:
                 break
