@@ -93,7 +93,7 @@ def test_every_input_of_the_session_is_in_its_scope(column: int) -> None:
     same = read_scope(row, IDENTS).ident == read_scope(changed, IDENTS).ident
     no_identity = {
         "statement_timeout", "backend_pid", "in_recovery", "postmaster_start", "system_identifier",
-        "temporary", "cache", "consistency", "max_staleness", "prepared",
+        "temporary", "cache", "consistency", "max_staleness", "prepared", "idle_timeouts", "listens",
     }  # fmt: skip
     assert same == (names[column] in no_identity), names[column]
     moved = [None, *row[1:]]

@@ -28,7 +28,7 @@ TABLE = {
     "": "",
     ";": "",
     "SHOW work_mem": "",
-    "UNLISTEN *": "",
+    "UNLISTEN *": "opaque",
     "CLOSE ALL": "",
     "CLOSE c": "",
     "DEALLOCATE a": "",
@@ -52,7 +52,7 @@ TABLE = {
     "DECLARE c CURSOR FOR SELECT f(1)": "impure opaque poll",
     "FETCH ALL FROM c": "impure opaque poll",
     "LOCK TABLE t": "impure",
-    "LISTEN a": "impure",
+    "LISTEN a": "impure opaque",
     "NOTIFY a": "impure",
     "PREPARE a AS SELECT 1": "impure",
     "PREPARE TRANSACTION 'a'": "impure opaque",
@@ -86,7 +86,7 @@ def test_every_kind_has_its_effects_and_only_a_few_have_none(kind: Kind) -> None
     """A kind that is added later is UNKNOWN until it is written down."""
     harmless = {
         Kind.BEGIN, Kind.COMMIT, Kind.ROLLBACK, Kind.SAVEPOINT, Kind.RELEASE, Kind.ROLLBACK_TO, Kind.EMPTY, Kind.SHOW,
-        Kind.UNLISTEN, Kind.CLOSE, Kind.DEALLOCATE,
+        Kind.CLOSE, Kind.DEALLOCATE,
     }  # fmt: skip
     found = effects(b"?", Parsed((Statement(kind, name="x"),)), pure=False)
     assert (letters(found) == "") == (kind in harmless)

@@ -49,8 +49,16 @@ def test_all_facts() -> None:
     assert found.statement_timeout_ms == 2000
     assert (found.consistency, found.workload) == (Consistency.STRICT, WorkloadType.OLAP)
     assert found.max_staleness_ns == 250_000_000
+    assert (found.idle_ms, found.listens) == (0, False)
     assert (found.server.backend_pid, found.server.in_recovery) == (4711, False)
     assert found.server.system_identifier == "7300000000000000001"
+
+
+def test_the_shortest_time_that_the_server_waits() -> None:
+    assert scope(idle_timeouts=b"0 2s 1min").idle_ms == 2000
+    assert scope(idle_timeouts=b"1d").idle_ms == 86_400_000
+    assert scope(idle_timeouts=b"0 0").idle_ms == 0
+    assert scope(listens=b"t").listens
 
 
 def test_equal_sessions_are_one_identity() -> None:
@@ -136,7 +144,7 @@ def test_a_row_of_another_shape() -> None:
     ("text", "expected"),
     [
         ("0", 0), ("250", 250), ("250ms", 250), (" 2 s ", 2000), ("2s", 2000), ("1min", 60_000), ("1.5s", 1500),
-        ("1h", 3_600_000), ("", None), ("s", None), ("-1", None), ("one", None), ("1d", None),
+        ("1h", 3_600_000), ("", None), ("s", None), ("-1", None), ("one", None), ("1d", 86_400_000),
     ],
 )  # fmt: skip
 def test_milliseconds(text: str, expected: int | None) -> None:

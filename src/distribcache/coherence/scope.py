@@ -54,6 +54,10 @@ class Scope:
     """Names of prepared statements that are what a Parse said; None when that was not asked."""
     settings: frozenset[str] = frozenset()
     """The settings that are part of the content, lower-case."""
+    idle_ms: int = 0
+    """The shortest time after which the server ends a session or a transaction that it takes for idle; 0: none."""
+    listens: bool = False
+    """Notifications come to it, each between two transactions."""
 
 
 class Idents:
@@ -111,9 +115,9 @@ def _canonical(content: Content) -> bytes:
 
 
 def milliseconds(text: str) -> int | None:
-    """``250``, ``250ms``, ``2s``, ``1min`` → milliseconds; None when it is none of these."""
+    """``250``, ``250ms``, ``2s``, ``1min``, ``1d`` → milliseconds; None when it is none of these."""
     text = text.strip().lower()
-    for unit, factor in (("ms", 1), ("min", 60_000), ("h", 3_600_000), ("s", 1000), ("", 1)):
+    for unit, factor in (("ms", 1), ("min", 60_000), ("h", 3_600_000), ("d", 86_400_000), ("s", 1000), ("", 1)):
         if text.endswith(unit):
             number = text[: len(text) - len(unit)].strip()
             try:
@@ -145,6 +149,8 @@ def read_scope(row: list[bytes | None], idents: Idents, extra: tuple[str, ...] =
         started,
         system,
         prepared,
+        idle,
+        listens,
     ) = text[:_FIXED]
     own = tuple(text[_FIXED : _FIXED + len(OWN)])
     settings = tuple(text[_FIXED + len(OWN) :])
@@ -189,4 +195,6 @@ def read_scope(row: list[bytes | None], idents: Idents, extra: tuple[str, ...] =
         server=ServerFacts(int(pid or 0), recovery == "t", started or "", system),
         prepared=frozenset(name.encode("utf-8", "surrogateescape") for name in in_protocol or ()),
         settings=frozenset(extra) | _ALWAYS,
+        idle_ms=min(filter(None, map(milliseconds, (idle or "").split())), default=0),
+        listens=listens == "t",
     )

@@ -7,6 +7,7 @@ is decided. So a group can be looked at again after something was awaited.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from struct import Struct
 from typing import TYPE_CHECKING
 
 from distribcache.coherence.ledger import SCHEMA
@@ -38,6 +39,9 @@ if TYPE_CHECKING:
 __all__ = ["State", "answer_loose", "answer_run", "apply", "consider_run", "key_of", "statement_of", "unnamed"]
 
 _FINISHED = command_complete(b"SELECT 0")
+_length = Struct("!I").unpack_from
+_PORTALS = {Kind.BEGIN: AS_UPSTREAM, Kind.SAVEPOINT: AS_UPSTREAM}
+"""What is sent at last leaves upstream the portal that the client knows."""
 
 
 @dataclass(slots=True)
@@ -124,7 +128,7 @@ def answer_run(s: Session, data: bytes, run: Run, state: State, last: bool) -> b
         described = describe_rows(table[0], _formats(data, run.bind)) if run.describe else b""
         state.out.append(head + described + rows(table))
     elif one is not None and one.kind in CONTROL:
-        if not _bare(data, run.bind):
+        if statement.oids or not _bare(data, run.bind):
             return False
         allowed = one.kind is not Kind.BEGIN or may_begin(s)
         if allowed is None:
@@ -147,7 +151,7 @@ def answer_run(s: Session, data: bytes, run: Run, state: State, last: bool) -> b
         state.kept = None if table is not None else data[parse.start : parse.end]
         state.statements[b""] = Prepared(sql, parse.oids, scope, own=table is not None)
     state.portals[b""] = None
-    state.portal = GONE if one is not None and one.kind in CONTROL else FINISHED
+    state.portal = FINISHED if one is None or one.kind not in CONTROL else _PORTALS.get(one.kind, GONE)
     return True
 
 
@@ -228,10 +232,11 @@ def answer_loose(s: Session, message: Message, state: State) -> bool | Wait:
         return True
     portal = state.portals[name] if name in state.portals else s.portals.get(name)
     if portal is None or not portal.own:
-        if kind == Front.EXECUTE and not name and state.portal == FINISHED:
-            state.out.append(_FINISHED)
-            return True
-        return False
+        if name or state.portal != FINISHED or kind not in (Front.EXECUTE, Front.DESCRIBE):
+            return False
+        answer = _FINISHED if kind == Front.EXECUTE else _description(s, state)
+        state.out.append(answer)
+        return bool(answer)
     one = only(s.parsed(portal.sql))
     if one is not None and kind == Front.EXECUTE and not gathered(s, one.name):
         return WAIT
@@ -248,6 +253,14 @@ def answer_loose(s: Session, message: Message, state: State) -> bool | Wait:
     else:
         return False
     return True
+
+
+def _description(s: Session, state: State) -> bytes:
+    """What describes the columns of the last answer from memory; empty where that is not known."""
+    entry = state.hits[-1][1] if state.hits else s.hot.last
+    payload = b"" if entry is None else entry[PAYLOAD]
+    at = payload.startswith(PARSE_COMPLETE) * len(PARSE_COMPLETE) + len(BIND_COMPLETE)
+    return payload[at : at + 1 + _length(payload, at + 1)[0]] if payload[at : at + 1] == b"T" else b""
 
 
 def apply(s: Session, state: State) -> None:

@@ -82,6 +82,7 @@ class Questions:
                     s.early = (0 if scope.refusal else scope.ident), asked_at
                 else:
                     s.know_scope(scope, asked_under)
+                    s.presence.expected(scope.idle_ms)
             if not answered.done():
                 answered.set_result(None)
 
@@ -127,6 +128,14 @@ class Questions:
             and not scope.server.in_recovery
         )
         return "" if same else "wrong_server"
+
+    def sync(self) -> None:
+        """Send a Sync by itself, while upstream owes nothing."""
+        s = self._session
+        s.replies.expect(Op(Front.SYNC, ours=True))
+        s.awaiting = True
+        s.hot.ident = 0
+        s.wires.to_upstream(SYNC)
 
     def may_begin(self) -> bool:
         """May the transaction that is deferred be opened by messages in front of the Query at hand, in one write? Not

@@ -30,6 +30,7 @@ from distribcache.proxy import extended, large, simple
 from distribcache.proxy.group import parse_message
 from distribcache.proxy.hit import serve
 from distribcache.proxy.node import Database, Node
+from distribcache.proxy.presence import Presence
 from distribcache.proxy.questions import Questions
 from distribcache.proxy.shows import Others
 from distribcache.proxy.single import NOT_HERE, single
@@ -82,6 +83,7 @@ class Session(Standing):
         super().__init__(node, database, wires.to_client)
         self.wires = wires
         self.questions = Questions(self)
+        self.presence = Presence(self)
         self.failure: bytes | None = None
         """The error that answers the unit at hand."""
         self.tried: set[str | tuple[str, tuple[int, bytes]]] = set()
@@ -200,6 +202,7 @@ class Session(Standing):
         if self.closed:
             return
         self.closed = True
+        self.presence.end()
         if self._waiting is not None:
             self._waiting.cancel()
         if self.txn.impure:  # whatever it did may have been committed
@@ -368,6 +371,11 @@ class Session(Standing):
     def unit_matches(self, words: re.Pattern[bytes]) -> bool:
         """Are these words in the client's bytes at hand, or in a statement that they may run?"""
         return any(words.search(text) for text in (self._inbox, *(each.sql for each in self.statements.values())))
+
+    @property
+    def waiting(self) -> bool:
+        """Does a unit wait here for something that it needs?"""
+        return self._blocked
 
     @property
     def idle(self) -> bool:

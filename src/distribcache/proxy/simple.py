@@ -33,7 +33,7 @@ def may_begin(s: Session) -> bool | None:
     why = s.why_not()
     if (why == "scope_unknown" and s.learn_scope()) or s.learn_early():
         return None
-    return not why and s.scope is not None and s.scope.read_committed
+    return not why and s.scope is not None and s.scope.read_committed and not s.scope.listens
 
 
 def begin_meaning(s: Session, statement: Statement) -> str:

@@ -71,7 +71,12 @@ SCOPE_COLUMNS = (
     "postmaster_start",
     "system_identifier",
     "prepared",
+    "idle_timeouts",
+    "listens",
 )
+
+_IDLE = ("idle_session_timeout", "idle_in_transaction_session_timeout", "transaction_timeout")
+"""When the server ends a session that it takes for idle; the first and the last are not known to all versions."""
 
 
 def _literal(name: str) -> str:
@@ -102,6 +107,8 @@ def scope_query(extra: tuple[str, ...] = (), *, prove_server: bool = True, state
             "(SELECT pg_catalog.json_build_array(pg_catalog.json_agg(name) FILTER (WHERE from_sql),"
             " pg_catalog.json_agg(name) FILTER (WHERE NOT from_sql)) FROM pg_catalog.pg_prepared_statements)"
         ),
+        "pg_catalog.concat_ws(' ', " + ", ".join(f"pg_catalog.current_setting('{name}', true)" for name in _IDLE) + ")",
+        "EXISTS (SELECT FROM pg_catalog.pg_listening_channels())",
     ]
     names = [f"distribcache.{name}" for name in OWN] + list(KEYED) + list(extra)
     listed = ", ".join(map(_literal, names))

@@ -1,0 +1,179 @@
+"""Portals, silence and notifications: the same bytes said directly and through the proxy have the same answer.
+
+Each case is a few exchanges; the two sides must say the same, and what can come from memory does.
+"""
+
+from __future__ import annotations
+
+import select
+from collections.abc import Iterator
+
+import pytest
+from fix_postgres import Database
+from fix_proxy import InnerProxy
+from fix_stock import warm
+from rawclient import RawClient, run
+from wait import until
+
+from distribcache.proxy.questions import Questions
+from distribcache.proxy.session import Session
+from distribcache.wire.messages import FLUSH, SYNC, bind, describe, execute, parse, query, read_error
+
+READ = b"SELECT value FROM stock WHERE id = 1"
+STOCK = (
+    "CREATE TABLE stock (id int PRIMARY KEY, value int)",
+    "INSERT INTO stock VALUES (1, 1), (2, 2)",
+)
+PORTAL = describe(b"P", b"")
+WHOLE = parse(b"", READ) + bind(b"", b"") + PORTAL + execute(b"")
+
+
+@pytest.fixture
+def direct(stock: Database, inner: InnerProxy) -> Iterator[RawClient]:
+    with RawClient(stock.server.host, stock.server.port, stock.name) as client:
+        yield client
+
+
+def said(client: RawClient, data: bytes) -> list[bytes]:
+    """The answer to ``data``; of an error only what concerns the client."""
+    messages = client.exchange(data)
+    return [
+        f"E {(error := read_error(memoryview(each)[5:])).sqlstate} {error.text}".encode() if each[:1] == b"E" else each
+        for each in messages
+    ]
+
+
+CASES: dict[str, tuple[bytes, ...]] = {
+    "a portal described again behind a Flush": (WHOLE + FLUSH + PORTAL + execute(b"") + SYNC,),
+    "a portal described again in a transaction": (query(b"BEGIN"), WHOLE + SYNC, PORTAL + execute(b"") + SYNC),
+    "a Describe of nothing behind a read": (WHOLE + FLUSH + b"D\0\0\0\6X\0" + SYNC,),
+    "the portal of a BEGIN described": (run(b"BEGIN") + SYNC, PORTAL + SYNC, query(READ)),
+    "the portal of a BEGIN run again": (run(b"BEGIN") + SYNC, execute(b"") + SYNC),
+    "the portal of a SAVEPOINT described": (query(b"BEGIN"), run(b"SAVEPOINT a") + SYNC, PORTAL + SYNC, query(READ)),
+    "a BEGIN that declares a parameter": (
+        parse(b"", b"BEGIN", [23]) + bind(b"", b"") + execute(b"") + SYNC, query(READ),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_same_is_said_on_both_ways(client: RawClient, direct: RawClient, inner: InnerProxy, case: str) -> None:
+    for data in (query(READ), WHOLE + SYNC):
+        warm(client, data)
+        direct.exchange(data)
+    hits = inner.proxy.node.hits()
+    for data in CASES[case]:
+        assert said(client, data) == said(direct, data)
+    assert WHOLE not in b"".join(CASES[case]) or inner.proxy.node.hits() > hits
+
+
+# ---- silence ----
+
+
+def looks(inner: InnerProxy, count: int) -> None:
+    """Let that many looks at the session pass: each is a quarter of its timeout."""
+    (session,) = inner.proxy.node.live
+    for _ in range(count):
+        inner.call(_look(session))
+
+
+async def _look(session: Session) -> None:
+    session.presence._look()
+
+
+@pytest.mark.parametrize("begin", [[], [b"BEGIN", b"SELECT count(*) FROM stock"]], ids=["session", "transaction"])
+def test_a_session_that_is_answered_from_memory_is_not_silent(
+    client: RawClient, inner: InnerProxy, monkeypatch: pytest.MonkeyPatch, begin: list[bytes]
+) -> None:
+    """The server is told that somebody is there, as often as it has to be."""
+    told = syncs(monkeypatch)
+    client.exchange(query(b"SET idle_in_transaction_session_timeout = '1h'"))
+    client.exchange(query(b"SET idle_session_timeout = '1h'"))
+    warm(client, query(READ))
+    for sql in begin:
+        client.exchange(query(sql))
+    looks(inner, 2)
+    count = len(told)
+    looks(inner, 2)
+    assert len(told) == count, "nobody was there"
+    before = inner.proxy.node.hits()
+    client.exchange(query(READ))
+    looks(inner, 2)
+    assert inner.proxy.node.hits() == before + 1
+    assert len(told) == count + 1
+
+
+def test_a_transaction_that_was_only_begun_here_is_opened_before_the_server_would_end_it(
+    client: RawClient, inner: InnerProxy
+) -> None:
+    client.exchange(query(b"SET idle_in_transaction_session_timeout = '1h'"))
+    warm(client, query(READ))
+    client.exchange(query(b"BEGIN"))
+    (session,) = inner.proxy.node.live
+    assert session.txn.local
+    looks(inner, 1)
+    until(lambda: not session.txn.local and session.replies.status == b"T" and not session.waiting, "not opened")
+    assert client.rows(query(READ)) == [[b"1"]]
+    assert client.exchange(query(b"COMMIT")) == [b"C\0\0\0\x0bCOMMIT\0", b"Z\0\0\0\5I"]
+
+
+def test_where_no_timeout_is_set_nobody_looks(client: RawClient, inner: InnerProxy) -> None:
+    warm(client, query(READ))
+    (session,) = inner.proxy.node.live
+    assert not session.presence._every
+    client.exchange(query(b"SET idle_session_timeout = '1h'"))
+    warm(client, query(READ))
+    assert session.presence._every == 900
+    client.exchange(query(b"RESET idle_session_timeout"))
+    warm(client, query(READ))
+    assert not session.presence._every
+
+
+def test_the_server_ends_a_silent_session_and_no_other(client: RawClient, second: RawClient) -> None:
+    for each in (client, second):
+        each.exchange(query(b"SET idle_session_timeout = '4s'"))
+        each.exchange(query(b"SET idle_in_transaction_session_timeout = '3s'"))
+        warm(each, query(READ))
+    second.exchange(query(b"BEGIN"))
+    ended: list[bytes] = []
+
+    def silent() -> bool:
+        assert client.rows(query(READ)) == [[b"1"]]
+        if select.select([second.socket], [], [], 0.1)[0]:
+            ended.append(second.message())
+        return bool(ended)
+
+    until(silent, "the silent one is not ended")
+    assert ended[0][:1] == b"E" and b"C25P03" in ended[0]
+    assert client.rows(query(READ)) == [[b"1"]]
+
+
+# ---- notifications ----
+
+
+def test_who_listens_is_notified_between_transactions(stock: Database, client: RawClient, second: RawClient) -> None:
+    client.exchange(query(b"LISTEN news"))
+    warm(client, query(READ))
+    client.exchange(query(b"BEGIN"))
+    assert client.rows(query(READ)) == [[b"1"]]
+    stock.execute("NOTIFY news")
+    second.exchange(query(b"LISTEN news"))
+    stock.execute("NOTIFY news, 'again'")
+    assert second.message()[:1] == b"A", "both were sent"
+    assert [each[:1] for each in client.exchange(query(READ))] == [b"T", b"D", b"C", b"Z"]
+    assert [each[:1] for each in client.exchange(query(b"COMMIT"))] == [b"C", b"A", b"A", b"Z"]
+    client.exchange(query(b"UNLISTEN *"))
+    warm(client, query(READ))
+    client.exchange(query(b"BEGIN"))
+
+
+def syncs(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    told: list[bytes] = []
+    sync = Questions.sync
+
+    def noted(self: Questions) -> None:
+        told.append(SYNC)
+        sync(self)
+
+    monkeypatch.setattr(Questions, "sync", noted)
+    return told
