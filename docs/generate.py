@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
+from distribcache.coherence.reasons import REASONS
 from distribcache.config.sections import Settings, fields, value_text
+from distribcache.proxy.remedies import BYPASSES, REMEDIES, remedy
 from distribcache.query import Consistency
 from distribcache.sql.cacheability import REFUSALS
 
@@ -73,14 +75,39 @@ def refusals() -> str:
     lines = [
         NOTE + "# Why a read is not cached",
         "",
-        "Every refusal has a stable code: `SHOW distribcache.last` and `distribcache explain` name it, "
-        + "`SHOW distribcache.refusals` and the metric `distribcache_refused_reads_total` count it.",
+        "Every reason has a stable code: `SHOW distribcache.last` and `distribcache explain` name it, "
+        + "`SHOW distribcache.refusals` counts it and says what to do, and so do the metrics.",
         "",
-        "| code | why |",
-        "|---|---|",
-        *(f'| <a id="{code}"></a>`{code}` | {why} |' for code, why in REFUSALS.items()),
+        "## Refused: never cached as it is written",
+        "",
+        "The metric is `distribcache_refused_reads_total`.",
+        "",
+        "| code | why | what to do |",
+        "|---|---|---|",
+        *(f'| <a id="{code}"></a>`{code}` | {why} | {REMEDIES[code]} |' for code, why in REFUSALS.items()),
+        "",
+        "## Passed by: not at that moment, or not in that session",
+        "",
+        "The metric is `distribcache_bypassed_reads_total`. Writes and commands are counted too, as `not_a_read`.",
+        "",
+        "| code | why | what to do |",
+        "|---|---|---|",
+        *(f'| <a id="{code}"></a>`{code}` | {why} | {what} |' for code, (why, what) in BYPASSES.items()),
+        "",
+        "## Not served: nothing of a database",
+        "",
+        "Reads are passed by under these codes too. `SHOW distribcache.freshness` and `distribcache status` show the "
+        + "present one, and `distribcache doctor` finds most of them before.",
+        "",
+        "| code | why | what to do |",
+        "|---|---|---|",
+        *(f'| <a id="{code}"></a>`{code}` | {why} | {_plain(remedy(code))} |' for code, (why, _) in REASONS.items()),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _plain(text: str) -> str:
+    return text.replace("<", "&lt;")
 
 
 def session() -> str:

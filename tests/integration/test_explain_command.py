@@ -6,6 +6,7 @@ import pytest
 from fix_cli import Cli
 from fix_postgres import Database
 
+from distribcache.proxy.remedies import REMEDIES
 from distribcache.sql.cacheability import REFUSALS
 
 
@@ -21,8 +22,8 @@ def test_cacheable(cli: Cli, database: Database) -> None:
     outcome = cli("explain", "--upstream", database.url(), "--json", "SELECT count(*) FROM big")
     assert outcome.status == 0
     assert set(outcome.json) == {
-        "cacheable", "reason", "detail", "explanation", "kinds", "pure_read", "tables", "workload", "role",
-        "search_path",
+        "cacheable", "reason", "detail", "explanation", "remedy", "kinds", "pure_read", "tables", "workload",
+        "role", "search_path",
     }  # fmt: skip
     assert outcome.json["cacheable"] is True
     assert outcome.json["reason"] is None
@@ -55,8 +56,10 @@ def test_refused(cli: Cli, database: Database, statement: str, reason: str, pure
     assert outcome.json["cacheable"] is False
     assert outcome.json["reason"] == reason
     assert outcome.json["explanation"] == REFUSALS[reason]
+    assert outcome.json["remedy"] == REMEDIES[reason]
     assert outcome.json["pure_read"] is pure
-    assert f"not cached: {reason}" in cli("explain", "--upstream", database.url(), statement).out
+    said = cli("explain", "--upstream", database.url(), statement).out
+    assert f"not cached: {reason}" in said and REMEDIES[reason] in said
 
 
 def test_names_mean_what_they_mean_to_the_role(cli: Cli, database: Database) -> None:

@@ -306,6 +306,7 @@ def test_refusals_are_those_of_both(pair: Pair) -> None:
     for each in (pair.first, pair.second):
         rows = each.execute("SHOW distribcache.refusals").fetchall()
         assert max(int(row[2]) for row in rows if row[0] == "refused") == 2
+        assert all(row[3] for row in rows), "each with what to do"
 
 
 def test_all_hits_of_all_workers_can_be_audited(pair: Pair) -> None:

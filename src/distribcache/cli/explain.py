@@ -22,6 +22,7 @@ from distribcache.cli.objects import publishes
 from distribcache.cli.report import print_json
 from distribcache.config import mask
 from distribcache.errors import UpstreamError
+from distribcache.proxy.remedies import REMEDIES
 from distribcache.sql.cacheability import REFUSALS
 from distribcache.workload.classifier import classify
 
@@ -89,6 +90,7 @@ def verdict(analysis: Analysis) -> dict[str, Any]:
         "reason": refusal.code if refusal else None,
         "detail": (refusal.detail or None) if refusal else None,
         "explanation": REFUSALS.get(refusal.code) if refusal else None,
+        "remedy": REMEDIES.get(refusal.code) if refusal else None,
         "kinds": [statement.kind.value for statement in analysis.parsed.statements],
         "pure_read": analysis.pure,
         "tables": list(analysis.tables),
@@ -112,6 +114,7 @@ def _show(facts: dict[str, Any], role: str, schemas: Sequence[str]) -> None:
     else:
         out.print(Text(f"not cached: {facts['reason']}", style="yellow"))
         out.print(f"  {facts['explanation']}" + (f" ({facts['detail']})" if facts["detail"] else ""))
+        out.print(f"  {facts['remedy']}")
     if not facts["cacheable"]:
         effect = "it does not end serving" if facts["pure_read"] else "it ends serving for the rest of its transaction"
         out.print(f"  inside a transaction  {effect}")

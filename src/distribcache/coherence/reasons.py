@@ -85,7 +85,10 @@ REASONS: dict[str, tuple[str, str]] = {
         "name one host in upstream.url, not several and no load balancer",
     ),
     "server_too_old": ("the server is older than PostgreSQL 14", "upgrade PostgreSQL"),
-    "catalogue_alarm": ("the catalogue may have changed and is being read again", "wait a moment"),
+    "catalogue_alarm": (
+        "the catalogue may have changed and is being read again",
+        "wait a moment; if it is frequent, see alarms_by in SHOW distribcache.freshness, and ask distribcache doctor",
+    ),
     "catching_up": ("the change stream has not yet reached the present", "wait a moment"),
     "reader_lost": ("the change stream ended; it is being opened anew", "wait a moment; the server's log says why"),
     "wal_lag": (

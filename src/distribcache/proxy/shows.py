@@ -11,6 +11,7 @@ from distribcache.coherence.freshness import Watched
 from distribcache.entry import AT_NS, TABLES, WORKLOAD
 from distribcache.proxy.answer import Table
 from distribcache.proxy.figures import joined, number
+from distribcache.proxy.remedies import remedy
 from distribcache.sql.settings import OWN
 from distribcache.tiers.base import Cause
 
@@ -74,8 +75,9 @@ def _micros(value: float | None) -> str | None:
 
 
 def _refusals(s: Session) -> Table:
-    """How often which reason kept a statement from being cached."""
-    return _shared(s, "refusals")
+    """How often which reason kept a statement from being cached, and what to do about it."""
+    columns, lines = _shared(s, "refusals")
+    return (*columns, "remedy"), [(*line, remedy(line[1] or "") or None) for line in lines]
 
 
 def _reasons(node: Node) -> Table:
