@@ -31,6 +31,7 @@ from distribcache.cli.serve import Proxy
 from distribcache.coherence.live import DatabaseCoherence
 from distribcache.coherence.reader import Reader
 from distribcache.config import load
+from distribcache.proxy import lookup
 
 _FACTS = re.compile(r"distribcache \S+ on ([\d.]+):(\d+) .* admin http://([\d.]+):(\d+)/")
 
@@ -248,7 +249,8 @@ MakeInnerProxy = Callable[..., InnerProxy]
 
 
 @pytest.fixture
-def make_inner_proxy() -> Iterator[MakeInnerProxy]:
+def make_inner_proxy(monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeInnerProxy]:
+    monkeypatch.setattr(lookup, "_PATIENCE", 30.0)  # a busy machine may need more than a second for an analysis
     running: list[InnerProxy] = []
 
     def make(url: str, settings: Mapping[str, str] | None = None) -> InnerProxy:

@@ -79,6 +79,7 @@ class Relay:
             threading.Thread(target=self._serve, args=(client,), daemon=True).start()
 
     def _serve(self, client: socket.socket) -> None:
+        server: socket.socket | None = None
         try:
             first = client.recv(16384)
             server = socket.create_connection(("127.0.0.1", self.target))
@@ -95,6 +96,8 @@ class Relay:
             server.sendall(first)
         except OSError:
             client.close()
+            if server is not None:
+                server.close()
             return
         threading.Thread(target=self._pump, args=(client, server, harmed, False), daemon=True).start()
         self._pump(server, client, harmed, True)

@@ -269,10 +269,17 @@ async def test_a_server_that_is_slower_than_the_deadline_is_not_asked(
         relay.delay = 0.8
         settings = {**QUICK, "deadline": 0.4, "connect_timeout": 20.0}
         tier = await make_tier(f"127.0.0.1:{relay.port}", password=server.password, **settings)
-        assert tier.stats().reason in ("slow", "connecting")
+
+        async def off() -> bool:
+            """This loop may have been held up so long that nobody can say who was late."""
+            assert await tier.get(digest(1)) is None
+            return tier.stats().reason in ("slow", "connecting")
+
+        await until_true(off, lambda: str(tier.stats()))
+        before = failures(tier)
         for _ in range(50):
             assert await tier.get(digest(1)) is None
-        assert failures(tier) == {"off": 50}
+        assert failures(tier) == {**before, "off": before.get("off", 0) + 50}
         relay.delay = 0.0
         await until_true(lambda: refilled(tier), lambda: str(tier.stats()))
 

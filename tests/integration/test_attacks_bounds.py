@@ -14,7 +14,7 @@ from fix_stock import warm
 from rawclient import RawClient, run
 from wait import until
 
-from distribcache.proxy import questions
+from distribcache.proxy import lookup, questions
 from distribcache.wire.messages import FLUSH, query
 
 READ = b"SELECT value FROM stock WHERE id = 1"
@@ -48,8 +48,9 @@ def test_a_notice_is_only_left_out_where_the_session_does_not_want_it(
 
 
 def test_a_frozen_catalogue_connection_delays_a_new_statement_by_seconds_at_most(
-    stock: Database, inner: InnerProxy, client: RawClient
+    stock: Database, inner: InnerProxy, client: RawClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(lookup, "_PATIENCE", 1.0)  # as it is
     until(lambda: client.exchange(query(b"SELECT count(*) FROM stock")) and next(iter(inner.proxy.databases)).serving)
     coherence = next(iter(inner.proxy.databases))
     pid = coherence._following.link.catalogue.connection.pgconn.backend_pid  # type: ignore[attr-defined]

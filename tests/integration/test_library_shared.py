@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 
 import asyncpg
 import pytest
@@ -16,12 +15,6 @@ from distribcache.store import Store
 SLOW = "SELECT count(*) FROM item a, item b, item c WHERE (a.id * b.id + c.id) % 7 = 1"
 
 
-@pytest.fixture(scope="module")
-def valkey() -> Iterator[Valkey]:
-    with Valkey() as server:
-        yield server
-
-
 @kept_and_muted
 async def test_one_program_asks_for_all(
     shop: Shop, valkey: Valkey, monkeypatch: pytest.MonkeyPatch, muted: bool
@@ -30,7 +23,7 @@ async def test_one_program_asks_for_all(
     if muted:
         monkeypatch.setattr(Store, "dear", lambda *_: False)
     sql = f"{SLOW} AND {int(muted)} = {int(muted)}"
-    far = {"l3_peers": valkey.address, "l3_password": valkey.password, "l3_deadline": "2s"}
+    far = {"l3_peers": valkey.address, "l3_password": valkey.password, "l3_deadline": "10s"}
     async with (
         shop.cache(**far) as first, shop.cache(**far) as second,
         asyncpg.create_pool(shop.url, min_size=2, max_size=4) as one,

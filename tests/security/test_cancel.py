@@ -94,17 +94,27 @@ def test_a_cancelled_question_of_ours_does_not_end_caching(shared_shop: Database
     """
     with Relay(shared_shop.server.port, only=b"victim") as relay, proxies() as make:
         proxy = make(f"postgresql://postgres@127.0.0.1:{relay.port}/{shared_shop.name}")
-        with psycopg.connect(proxy.conninfo(application_name="victim"), autocommit=True) as connection:
-            error = message("E", b"SERROR\0VERROR\0C57014\0Mcanceling statement due to user request\0\0")
-            relay.arm(lambda count, one: {2: error, 3: b"", 4: b""}.get(count, one))  # ours: 1 2 D C 3 Z
+        error = message("E", b"SERROR\0VERROR\0C57014\0Mcanceling statement due to user request\0\0")
+        cancelled: list[int] = []
+
+        def fault(count: int, one: bytes) -> bytes:
+            """The replies to our question are 1 2 D C 3 Z, those to the client's 1 2 T."""
+            if count == 2 and one[:1] == b"D":
+                cancelled.append(count)
+                return error
+            return b"" if cancelled and count in (3, 4) else one
+
+        def read() -> bool:
             assert connection.execute("SELECT name FROM item WHERE id = 4").fetchone() == ("item 4",)
-            relay.disarm()
+            return bool(last(connection)["status"] == "hit")
 
-            def hit() -> bool:
-                assert connection.execute("SELECT name FROM item WHERE id = 4").fetchone() == ("item 4",)
-                return bool(last(connection)["status"] == "hit")
-
-            until(hit, lambda: str(last(connection)))
+        while not cancelled:  # nothing is asked while nothing could be served
+            with psycopg.connect(proxy.conninfo(application_name="victim"), autocommit=True) as connection:
+                relay.arm(fault)
+                read()
+                relay.disarm()
+                if cancelled:
+                    until(read, lambda: str(last(connection)))
 
 
 def test_cancel_storm(shared_shop: Database, shared_proxy: ProxyProcess) -> None:
