@@ -232,7 +232,7 @@ def answer_loose(s: Session, message: Message, state: State) -> bool | Wait:
         return True
     portal = state.portals[name] if name in state.portals else s.portals.get(name)
     if portal is None or not portal.own:
-        if name or state.portal != FINISHED or kind not in (Front.EXECUTE, Front.DESCRIBE):
+        if name or state.portal != FINISHED or s.replies.status == b"E" or kind not in (Front.EXECUTE, Front.DESCRIBE):
             return False
         answer = _FINISHED if kind == Front.EXECUTE else _description(s, state)
         state.out.append(answer)
