@@ -97,7 +97,7 @@ async def test_hits_that_wait_are_released_when_the_link_ends(database: Database
         waiting = followed.coherence.wait_fresh(now_ns() + 60_000_000_000, 60)
         [pid] = await stream_pids(database)
         await run(database, f"SELECT pg_terminate_backend({pid})")
-        assert await asyncio.wait_for(waiting, 10) is False
+        assert await asyncio.wait_for(waiting, 50) is False
 
 
 @pytest.mark.parametrize("mode", ["fast", "immediate"])
@@ -108,7 +108,7 @@ async def test_a_restart_of_the_server(make_postgres: MakePostgres, mode: str) -
         held = await hold(database, followed)
         identity = followed.coherence.identity
         # A stop that had to wait for our stream would be an immediate one after this time.
-        await asyncio.to_thread(server.stop, mode, timeout_s=20)
+        await asyncio.to_thread(server.stop, mode, timeout_s=60)
         if mode == "fast":
             assert "received immediate shutdown request" not in server.log()
         await eventually(lambda: not followed.coherence.serving)
@@ -136,7 +136,7 @@ async def lost_commit(
         await followed.serving()
         probe = followed.coherence._following
         assert probe is not None
-        assert await followed.coherence.wait_fresh(now_ns(), 10)
+        assert await followed.coherence.wait_fresh(now_ns(), 60)
         await followed.slot("t")
         held = await followed.filled("SELECT v FROM t", "t")
         probe.probe.may_flush = False
@@ -247,13 +247,14 @@ async def test_feedback_never_says_zero_and_moves(database: Database) -> None:
     async with following(database.server.conninfo(), database.name) as followed:
         await hold(database, followed)
         assert followed.coherence._following is not None
-        followed.coherence._following.reader.feedback()
         [pid] = await stream_pids(database)
         sql = f"SELECT flush_lsn - '0/0', sent_lsn - flush_lsn FROM pg_stat_replication WHERE pid = {pid}"
-        for _ in range(100):
+        for _ in range(3000):  # the server logs a little by itself
+            followed.coherence._following.reader.feedback()
             [(flushed, behind)] = await run(database, sql)
             if behind == 0:
                 break
+            await asyncio.sleep(0.01)
         assert flushed > 0
         assert behind == 0
 

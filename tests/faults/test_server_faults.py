@@ -28,6 +28,7 @@ from distribcache.coherence.coverage import Coverage
 from distribcache.coherence.probe import Probe
 
 READ = "SELECT value FROM stock"
+READY = "database system is ready to accept connections"
 PATIENT = {"freshness.max_staleness": "30s", "freshness.hit_wait": "2s"}
 STOCK = ("CREATE TABLE stock (value int)", "INSERT INTO stock VALUES (1)")
 
@@ -83,6 +84,7 @@ def recovered(make_postgres: MakePostgres, make_inner_proxy: MakeInnerProxy, *, 
     database = Database(server, "postgres")
     database.execute(*STOCK)
     with pytest.MonkeyPatch.context() as patch:
+        flush = Probe.flush
         patch.setattr(Probe, "flush", lambda self: False)  # as where our role may not write to the log
         proxy = make_inner_proxy(server.url(), PATIENT)
         if muted:
@@ -93,7 +95,10 @@ def recovered(make_postgres: MakePostgres, make_inner_proxy: MakeInnerProxy, *, 
         with psycopg.connect(server.conninfo(), autocommit=True) as writer:
             writer.execute("UPDATE stock SET value = 2")
             assert hot(proxy) == 2
+            ready = server.log().count(READY)
             os.kill(writer.info.backend_pid, signal.SIGKILL)
+            until(lambda: server.log().count(READY) > ready, server.log)
+        patch.setattr(Probe, "flush", flush)  # what could be lost is lost
         found = after(proxy, before), hot(proxy)
         (truth,) = database.execute(READ)[0]
         assert database.execute("SELECT pg_postmaster_start_time()") == started

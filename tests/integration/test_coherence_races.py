@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 from typing import Any
 
@@ -46,7 +47,7 @@ async def stuck_commit(server_database: Database, muted: bool) -> tuple[bool, in
             await writing
             floor = now_ns()
             truth = await one(other, "SELECT v FROM t")
-            assert await followed.coherence.wait_fresh(floor, 10)
+            assert await followed.coherence.wait_fresh(floor, 60)
             return followed.valid(held, floor), held.rows[0][0], truth
         finally:
             await writer.close()
@@ -109,7 +110,7 @@ async def large_then_small(database: Database, pings: bool) -> list[bool]:
             if followed.coherence.words[FRESH_AT] >= floor:
                 moments.append(followed.valid(held, floor))
             await asyncio.sleep(0.005)
-        assert await followed.coherence.wait_fresh(floor, 30)
+        assert await followed.coherence.wait_fresh(floor, 60)
         moments.append(followed.valid(held, floor))
         await writer.close()
     return moments
@@ -143,7 +144,11 @@ async def test_a_slice_of_a_large_decode_is_short(database: Database, monkeypatc
         return more
 
     monkeypatch.setattr(Reader, "_slice", timed)
-    await large_then_small(database, pings=False)
+    gc.disable()  # what the tests before have left is no part of a slice
+    try:
+        await large_then_small(database, pings=False)
+    finally:
+        gc.enable()
     assert len(slices) > 20
     assert max(slices) < 0.05
 
@@ -317,7 +322,7 @@ async def test_a_switched_segment_is_reached_without_writing_anything(database: 
         assert following_now is not None
         following_now.probe.may_flush = False
         await asyncio.to_thread(database.execute, "SELECT pg_switch_wal()")
-        assert await followed.coherence.wait_fresh(now_ns(), 10)
+        assert await followed.coherence.wait_fresh(now_ns(), 60)
 
 
 @pytest.mark.sabotage
@@ -328,7 +333,7 @@ async def test_without_normalising_that_wait_does_not_end(database: Database, mo
         following_now.probe.may_flush = False
         monkeypatch.setattr(coverage_module, "normalise", lambda lsn, _: lsn)
         ended = []
-        for _ in range(6):  # anything that the server logs by itself ends a wait too
+        for _ in range(40):  # anything that the server logs by itself ends a wait too
             await asyncio.to_thread(database.execute, "SELECT pg_switch_wal()")
             ended.append(await followed.coherence.wait_fresh(now_ns(), 0.5))
             if not ended[-1]:
@@ -338,7 +343,7 @@ async def test_without_normalising_that_wait_does_not_end(database: Database, mo
 
 async def test_an_unflushed_commit_is_flushed_on_demand(make_postgres: MakePostgres) -> None:
     """Coherence trap 23."""
-    server = make_postgres(options={"wal_writer_delay": "3s"})
+    server = make_postgres(options={"wal_writer_delay": "10s"})
     database = await asyncio.to_thread(create_database, server, "flush")
     await asyncio.to_thread(database.execute, "CREATE TABLE t (v int)", "INSERT INTO t VALUES (1)")
     async with following(server.conninfo(), database.name) as followed:
@@ -346,7 +351,7 @@ async def test_an_unflushed_commit_is_flushed_on_demand(make_postgres: MakePostg
         writer = await connect(database.conninfo())
         await writer.execute("SET synchronous_commit = off")
         await writer.execute("UPDATE t SET v = 2")
-        assert not await followed.strictly(held, timeout=1.5)
+        assert not await followed.strictly(held, timeout=8)
         assert followed.coherence._following is not None
         assert followed.coherence._following.probe.flushes > 0
         await writer.close()

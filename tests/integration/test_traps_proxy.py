@@ -137,7 +137,7 @@ def test_trap_5_a_sync_follows_what_went_up(
     client.until(b"T")
     assert client.rows(bind(b"", b"s2") + execute(b"") + SYNC) == [[b"1"]]
     with stock.connect() as other:
-        other.execute("SET lock_timeout = '500ms'" if muted else "SET lock_timeout = '10s'")
+        other.execute("SET lock_timeout = '500ms'" if muted else "SET lock_timeout = '60s'")
         try:
             other.execute("TRUNCATE stock")
             locked_out = False

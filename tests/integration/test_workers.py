@@ -353,7 +353,7 @@ def test_a_cancel_reaches_who_waits_for_another_in_any_worker(pair: Pair, shop: 
             until(lambda seen=seen: shop.execute(seen))  # type: ignore[misc]
             following.start()
             began = time.monotonic()
-            while not failures and following.is_alive() and time.monotonic() - began < 20:
+            while not failures and following.is_alive() and time.monotonic() - began < 60:
                 follower.cancel_safe(timeout=30)
                 following.join(0.05)
             following.join(60)
@@ -405,5 +405,5 @@ def test_an_expensive_miss_is_asked_once_for_all_workers(
         for client in clients:
             client.execute("SET distribcache.workload = 'olap'")
             until_hit(client, text.format(0))
-        rounds = [round_of(number, clients) for number in range(1, 4)]
-        assert any(rounds) is not muted
+        asked_once = any(round_of(number, clients) for number in range(1, 4 if muted else 7))
+        assert asked_once is not muted
