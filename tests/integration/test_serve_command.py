@@ -131,22 +131,30 @@ def test_help_says_what_to_expect(cli: Cli) -> None:
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no such device here")
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_log_on_a_full_disk_stops_nothing(database: Database, workers: int) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        port = sock.getsockname()[1]
     command = [sys.executable, "-m", "distribcache", "serve", "--upstream", database.url(), "--admin", "127.0.0.1:0"]
-    command += ["--listen", f"127.0.0.1:{port}", "--workers", f"{workers}"]
-    conninfo = psycopg.conninfo.make_conninfo(database.conninfo(), host="127.0.0.1", port=port)
+    command += ["--workers", f"{workers}"]
     said = ""
+
+    def start() -> None:
+        nonlocal process, conninfo
+        with socket.create_server(("127.0.0.1", 0)) as sock:
+            port = sock.getsockname()[1]
+        process = subprocess.Popen([*command, "--listen", f"127.0.0.1:{port}"], stdout=full, stderr=full)
+        conninfo = psycopg.conninfo.make_conninfo(database.conninfo(), host="127.0.0.1", port=port)
 
     def serves() -> bool:
         nonlocal said
+        if process.poll() == 2:  # somebody else took the port meanwhile
+            start()
         with contextlib.suppress(psycopg.OperationalError), psycopg.connect(conninfo, autocommit=True) as connection:
             said = str(connection.execute("SHOW distribcache.freshness").fetchall())
             return "('serving', 'True')" in said
         return False
 
     with Path("/dev/full").open("w") as full:
-        process = subprocess.Popen(command, stdout=full, stderr=full)
+        process: subprocess.Popen[bytes]
+        conninfo = ""
+        start()
         try:
             until(serves, lambda: said)
         finally:
