@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import pytest
 from fix_postgres import Database
-from fix_proxy import InnerProxy
+from fix_proxy import InnerProxy, MakeInnerProxy
 from fix_stock import warm
 from muted import kept_and_muted
 from rawclient import RawClient, run
@@ -80,6 +80,34 @@ def test_a_portal_that_memory_ran_is_not_run_in_a_failed_transaction(client: Raw
         each.exchange(bind(b"", b"nothing") + SYNC)
         for data in (PORTAL, execute(b"")):
             assert [kind[:1] for kind in each.exchange(data + SYNC)] == [b"E", b"Z"]
+
+
+# ---- waiting for each other ----
+
+
+def test_nobody_waits_for_the_read_of_a_group_that_is_not_finished(
+    stock: Database, make_inner_proxy: MakeInnerProxy
+) -> None:
+    """Not the one who sent it either: it is kept when the group's Sync has been answered."""
+    inner = make_inner_proxy(stock.url(), {"cache.single_flight_wait": "10min"})
+    with RawClient(inner.host, inner.port, stock.name) as one, RawClient(inner.host, inner.port, stock.name) as other:
+        for client in (one, other):
+            warm(client, WHOLE + SYNC)
+        texts = (parse(b"", READ + b" AND value > -%d" % number) for number in range(10_000))
+
+        def being_kept() -> bytes:
+            one.sync()
+            read = next(texts) + bind(b"", b"") + execute(b"")
+            one.send(read + FLUSH)
+            assert [each[:1] for each in one.until(b"C")] == [b"1", b"2", b"D", b"C"]
+            return read if any(each.fills for each in list(inner.proxy.node.live)) else b""
+
+        while not (read := being_kept()):
+            pass
+        one.send(read + FLUSH)
+        assert [each[:1] for each in one.until(b"C")] == [b"1", b"2", b"D", b"C"]
+        assert other.exchange(read + SYNC)[-1] == b"Z\0\0\0\5I"
+        one.sync()
 
 
 # ---- silence ----

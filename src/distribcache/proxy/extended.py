@@ -95,7 +95,8 @@ def group(s: Session, data: bytes, messages: list[Message], ended: int) -> bool:
     if must_query(s, _bound(s, going, at_first), answered=bool(at_first.hits)):
         s.questions.query()
         return False
-    plan = make_plan(s, data, going, at_first, ended, alone=len(items) == 1)
+    alone = len(items) == 1 and ended == Front.SYNC and not s.open  # else its fill may land long after its answer
+    plan = make_plan(s, data, going, at_first, ended, alone=alone)
     if plan is WAIT:
         return False
     if first:
