@@ -12,7 +12,7 @@ from rawclient import RawClient, run
 
 from distribcache.proxy import local, simple
 from distribcache.proxy.transaction import control
-from distribcache.wire.messages import SYNC, query
+from distribcache.wire.messages import FLUSH, SYNC, query
 
 CANCELLED = b"DO $$ BEGIN RAISE EXCEPTION 'cancelled' USING ERRCODE = '57014'; END $$"
 STOCK = ("CREATE TABLE stock (id int PRIMARY KEY, value text)",)
@@ -63,3 +63,14 @@ def test_a_cancelled_begin_is_a_failed_transaction(
     assert [reply[0][:1] for reply in replies] == [b"E", b"E", b"C"]
     assert replies[2][0] == b"C\0\0\0\rROLLBACK\0"
     assert stock.execute("SELECT count(*) FROM stock") == [(0,)]
+
+
+def test_behind_a_group_that_failed_here_all_is_ignored_up_to_its_sync(
+    client: RawClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cancelled(monkeypatch)
+    client.exchange(query(b"BEGIN"))
+    client.send(run(INSERT) + FLUSH)
+    assert client.message()[:1] == b"E"
+    assert client.exchange(query(b"SELECT 1") + run(INSERT) + SYNC) == [b"Z\0\0\0\5E"]
+    assert client.exchange(query(b"ROLLBACK")) == [b"C\0\0\0\rROLLBACK\0", b"Z\0\0\0\5I"]

@@ -245,6 +245,8 @@ class Session(Standing):
             if end > size:
                 held = _INBOX if kind == Front.QUERY else _HOLD
                 done = self._large(data, end) if size > _HOLD and end > held else 0
+            elif self.discarding:
+                done = end
             elif kind == Front.QUERY:
                 done = end if self._read_long(data, end) and simple.query(self, data[:end]) else 0
             else:
