@@ -6,13 +6,14 @@ from fix_postgres import Database
 from fix_proxy import InnerProxy
 from wait import until
 
+from distribcache.clock import now_ns
 from distribcache.coherence.keeping import Keeping
 from distribcache.coherence.ledger import W
 from distribcache.coherence.live import DatabaseCoherence
 from distribcache.coherence.lsn import normalise
 from distribcache.tiers.warm import WarmCache
 
-__all__ = ["coherence_of", "keeping_of", "quiet", "seen", "warm_of"]
+__all__ = ["coherence_of", "keeping_of", "prove", "quiet", "seen", "warm_of"]
 
 
 def warm_of(proxy: InnerProxy) -> WarmCache:
@@ -40,6 +41,15 @@ def seen(proxy: InnerProxy, database: Database) -> None:
     coherence = coherence_of(proxy)
     coherence.note_traffic()
     until(lambda: coherence.words[W] >= normalise(int(position)), lambda: f"late: {coherence.report()}")
+
+
+def prove(proxy: InnerProxy) -> None:
+    """Answers go down once a proof has settled them, and with a large ``max_staleness`` nobody is in a hurry."""
+
+    async def wait() -> None:
+        await coherence_of(proxy).wait_fresh(now_ns(), 5.0)
+
+    proxy.call(wait(), 60)
 
 
 def quiet(proxy: InnerProxy, database: Database) -> None:

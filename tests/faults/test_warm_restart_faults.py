@@ -19,12 +19,11 @@ import pytest
 from fix_postgres import Database, MakePostgres, create_database
 from fix_proxy import InnerProxy, MakeInnerProxy, last
 from followed import eventually, following
-from inside import coherence_of, warm_of
+from inside import coherence_of, prove, warm_of
 from muted import kept_and_muted
 from wait import until
 
 from distribcache.cli.postgres import Postgres
-from distribcache.clock import now_ns
 from distribcache.coherence import catalogue as catalogue_module
 from distribcache.coherence.keeping import Keeping
 from distribcache.coherence.keptfile import KeptFile
@@ -62,15 +61,6 @@ def values(proxy: InnerProxy, sql: str = READ) -> list[int]:
     with proxy.connect() as connection:
         rows = [connection.execute(sql, (number,)).fetchone() for number in range(1, ROWS + 1)]
     return [int(row[1]) for row in rows if row is not None]
-
-
-def prove(proxy: InnerProxy) -> None:
-    """Answers go down once a proof has settled them, and with so large a ``max_staleness`` nobody is in a hurry."""
-
-    async def wait() -> None:
-        await coherence_of(proxy).wait_fresh(now_ns(), 5.0)
-
-    proxy.call(wait(), 60)
 
 
 def fill(proxy: InnerProxy) -> None:

@@ -47,7 +47,7 @@ async def read(followed: Followed, truth: Truth, store: dict[int, Held], table: 
     least = truth.acknowledged[table]
     floor = now_ns()
     held = store.get(table)
-    if held is not None and await followed.coherence.wait_fresh(floor, 0.005) and followed.valid(held, floor):
+    if held is not None and await followed.coherence.wait_fresh(floor, 1.0) and followed.valid(held, floor):
         truth.hits += 1
         value = held.rows[0][0]
         if value < least:
@@ -59,14 +59,15 @@ async def read(followed: Followed, truth: Truth, store: dict[int, Held], table: 
         store[table] = filled
 
 
-async def load(database: Database, reads: int, **options: Any) -> Truth:
+async def load(database: Database, reads: int, *, first: bool = False) -> Truth:
+    """``first``: until the first stale read."""
     await asyncio.to_thread(
         database.execute,
         *(f"CREATE TABLE t{n} (v int)" for n in range(TABLES)),
         *(f"INSERT INTO t{n} VALUES (0)" for n in range(TABLES)),
     )
     truth, store, stop = Truth(), {}, asyncio.Event()
-    async with following(database.server.conninfo(), database.name, **options) as followed:
+    async with following(database.server.conninfo(), database.name) as followed:
         numbers = itertools.count(1)
         # The last table is written rarely, so that hits happen at all; the first asynchronously.
         writers = [
@@ -77,6 +78,8 @@ async def load(database: Database, reads: int, **options: Any) -> Truth:
         for step in range(reads):
             table = (step * seed + step // 5) % TABLES
             await read(followed, truth, store, table)
+            if first and truth.stale:
+                break
             if step % 200 == 199:
                 value = next(numbers)
                 await asyncio.to_thread(database.execute, f"UPDATE t{TABLES - 1} SET v = {value}")
@@ -108,5 +111,5 @@ async def test_with_freshness_by_arrival_stale_reads_appear(
         return plain(self, asked_at, received, snapshot, insert)
 
     monkeypatch.setattr(Coverage, "observe", at_once)
-    truth = await load(database, 2000)
+    truth = await load(database, 20_000, first=True)
     assert truth.stale != []

@@ -12,6 +12,7 @@ import psycopg
 import pytest
 from fix_postgres import QUIET, Database, create_database, drop_database
 from fix_proxy import InnerProxy, last
+from inside import prove
 from muted import kept_and_muted
 from wait import until
 
@@ -26,7 +27,7 @@ READ = "SELECT id, value, repeat('x', 1200) AS pad FROM stock WHERE id = %s"
 DAY = "SELECT id, repeat('x', 1200) AS pad FROM day WHERE at = '01-02-2020'"
 SETTINGS = {
     "freshness.hit_wait": "2s",
-    "freshness.max_staleness": "10s",
+    "freshness.max_staleness": "60s",
     "freshness.slot": "persistent",
     "audit.sample": "0",
     "ttl.oltp": "30min",
@@ -127,6 +128,7 @@ def fill(node: InnerProxy) -> None:
         def stored() -> bool:
             for number in range(1, ENTRIES + 1):
                 read(connection, number)
+            prove(node)
             return near.stats().puts >= ENTRIES
 
         until(stored, lambda: f"never written: {near.stats()}")

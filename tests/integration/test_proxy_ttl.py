@@ -11,7 +11,7 @@ from wait import until
 
 def test_only_time_and_our_own_ddl_end_an_entry(database: Database, make_proxy: MakeProxy) -> None:
     database.execute("CREATE TABLE note (id int PRIMARY KEY, text text)", "INSERT INTO note VALUES (1, 'old')")
-    proxy = make_proxy(database.url(), {"freshness.invalidation": "ttl", "ttl.oltp": "2s"})
+    proxy = make_proxy(database.url(), {"freshness.invalidation": "ttl", "ttl.oltp": "5s"})
     read = "SELECT text FROM note WHERE id = 1"
     with proxy.connect(cursor_factory=psycopg.ClientCursor) as connection:
         until(lambda: connection.execute(read).fetchone() == ("old",) and last(connection)["status"] == "hit")

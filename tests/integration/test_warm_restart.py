@@ -15,7 +15,7 @@ import pytest
 from fix_cli import Cli
 from fix_postgres import QUIET, Database, MakePostgres, create_database, drop_database
 from fix_proxy import InnerProxy, MakeInnerProxy, MakeProxy, ProxyProcess, last
-from inside import coherence_of, keeping_of, warm_of
+from inside import coherence_of, keeping_of, prove, warm_of
 from muted import kept_and_muted
 from wait import until
 
@@ -83,6 +83,7 @@ def fill(proxy: InnerProxy, entries: int = ENTRIES) -> None:
         def stored() -> bool:
             for number in range(1, entries + 1):
                 read(connection, number)
+            prove(proxy)
             stats = warm_of(proxy).stats()
             return stats.puts >= entries <= stats.entries
 
@@ -90,11 +91,12 @@ def fill(proxy: InnerProxy, entries: int = ENTRIES) -> None:
 
 
 def fill_process(proxy: ProxyProcess, entries: int) -> None:
-    with proxy.connect() as connection:
+    with proxy.connect() as connection, proxy.connect(options="-c distribcache.consistency=strict") as strict:
 
         def stored() -> bool:
             for number in range(1, entries + 1):
                 read(connection, number)
+            read(strict, 1)  # its proof settles what is to go down
             tiers = {row[0]: row for row in connection.execute("SHOW distribcache.tiers").fetchall()}
             return int(tiers["L2"][3]) >= entries
 
