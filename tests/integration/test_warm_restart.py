@@ -225,7 +225,7 @@ def test_a_process_goes_on_whatever_ended_it(
         seen = state_of(tmp_path).stat().st_mtime_ns if has_state(tmp_path) else 0
         until(
             lambda: has_state(tmp_path) and state_of(tmp_path).stat().st_mtime_ns > seen,
-            lambda: f"never saved: {first.log}", 30,
+            lambda: f"never saved: {first.log}",
         )
         os.kill(first.pid, signal.SIGKILL)
         first.process.wait()

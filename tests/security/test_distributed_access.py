@@ -81,13 +81,21 @@ async def test_row_23_it_is_the_least_set(make_tier: MakeTier, make_valkey: Make
     with client(server) as admin:
         admin.execute_command("ACL SETUSER", *acl(without="+" + command.lower().replace(" ", "|")))
         tier = await make_tier(server, **LOGIN, connect_timeout=1.0)
-        tier.put(digest(1), record())
-        await tier.flush(5.0)
-        await tier.lease(digest(1), 60.0)
-        await tier.discard(digest(1))
-        refused = {each["object"].upper().replace("|", " ") for each in admin.acl_log()}
-        assert refused == {command}
-        assert tier.stats().reason == ("denied" if command in ("GETRANGE", "CLUSTER SLOTS") else "")
+
+        async def refused() -> set[str]:
+            tier.put(digest(1), record())
+            await tier.flush(60.0)
+            await tier.lease(digest(1), 60.0)
+            await tier.discard(digest(1))
+            return {each["object"].upper().replace("|", " ") for each in admin.acl_log()}
+
+        async def tried() -> bool:
+            return bool(await refused())
+
+        await until_true(tried, lambda: str(tier.stats()))
+        assert await refused() == {command}
+        reason = "denied" if command in ("GETRANGE", "CLUSTER SLOTS") else ""
+        await until_true(lambda: tier.stats().reason == reason, lambda: str(tier.stats()))
 
 
 @both
@@ -335,8 +343,8 @@ async def test_row_23_a_server_that_is_not_the_one_is_not_used(
     tier = await make_tier(server, **how)
     assert await tier.get(digest(1)) is None
     assert not tier.put(digest(1), record())
-    await until_true(lambda: tier.stats().reason != "connecting", lambda: str(tier.stats()))
-    assert tier.stats().reason == reason or (not reason and tier.stats().reason in ("lost", "malformed", "timeout"))
+    known = (reason,) if reason else ("lost", "malformed", "timeout")  # a busy machine may be late at first
+    await until_true(lambda: tier.stats().reason in known, lambda: str(tier.stats()))
     assert tier.stats().healthy_peers == 0
 
 
