@@ -10,7 +10,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from barewire import ask, bare, fields, first_column, query, startup
+from barewire import ask, bare, fields, first_column, message, query, startup
 from fix_postgres import Database, MakePostgres
 from fix_proxy import MakeProxy, ProxyProcess, last
 from relay import Relay
@@ -73,6 +73,37 @@ def test_a_client_that_vanishes_takes_its_server_connection_with_it(shop: Databa
     with relayed.connect() as connection:
         assert hot(connection) == [("item 7",)]
     clean(relayed)
+
+
+@pytest.mark.parametrize("asked", [True, False], ids=["asked", "unasked"])
+@pytest.mark.parametrize("behind", [b"X\0\0\0\4", b"d\0\0", query("SELECT 1")], ids=["goodbye", "cut", "query"])
+def test_a_client_that_leaves_a_copy_leaves_no_server_connection_behind(
+    shop: Database, make_proxy: MakeProxy, asked: bool, behind: bytes
+) -> None:
+    """The server answers a Query that copies when the data has ended, and nobody will send it. It holds its locks."""
+    proxy = make_proxy(shop.url())
+    with bare(proxy.host, proxy.port) as client:
+        client.login(shop.name)
+        client.send(query("COPY item FROM STDIN; COPY item FROM STDIN") + message("d", b"101\tnew\n") + message("c"))
+        if asked:
+            copied = [(client.read() or ("", b""))[0] for _ in range(3)]
+            assert copied == ["G", "C", "G"]
+        client.send(message("d", b"102\tnever\n") + behind)
+    until(lambda: backends(shop) == 0, "it still copies")
+    until(lambda: proxy.statistics()["sessions"] == 0, "a session stays")
+    assert shop.execute("SELECT count(*) FROM item") == [(100,)]
+    clean(proxy)
+
+
+def test_copies_that_are_whole_are_done_though_the_client_has_left(shop: Database, make_proxy: MakeProxy) -> None:
+    proxy = make_proxy(shop.url())
+    whole = b"".join(message("d", b"%d\tnew\n" % key) + message("c") for key in (101, 102))
+    with bare(proxy.host, proxy.port) as client:
+        client.login(shop.name)
+        client.send(query("COPY item FROM STDIN; COPY item FROM STDIN") + whole + message("X"))
+        until(lambda: backends(shop) == 0)
+    assert shop.execute("SELECT count(*) FROM item") == [(102,)]
+    clean(proxy)
 
 
 def test_the_server_dies_in_the_middle_of_a_reply(shop: Database, relay: Relay, relayed: ProxyProcess) -> None:

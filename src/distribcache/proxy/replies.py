@@ -188,7 +188,7 @@ class Replies:
                 self.skipping = False
                 self.pending.append(op)
             return
-        if self.copying_in and op.kind == _SYNC and self.copies == self._since:
+        if op.kind == _SYNC and self.wants_data:
             return
         op.copies = self.copies
         self.pending.append(op)
@@ -200,6 +200,11 @@ class Replies:
             if op.kind in _ENDED_BY_READY:
                 return True
         return False
+
+    @property
+    def wants_data(self) -> bool:
+        """Does the server copy what the client sends, and wait for more? It answers when the client has ended it."""
+        return self.copying_in and self.copies == self._since
 
     def feed(self, data: bytes) -> bytes:
         """Take bytes from the server; returns the bytes that are the client's. Raises ProtocolError."""
@@ -297,7 +302,7 @@ class Replies:
                     out.append(data[start:pos])
                 start = end
             if popped is not None:
-                if popped.kind == _EXECUTE:
+                if popped.kind == _EXECUTE or kind == _READY:
                     self.copying_in = False
                 fill = popped.fill
                 if fill is None:
@@ -384,10 +389,10 @@ class Replies:
         return head
 
     def _copy_in(self, head: Op) -> None:
-        if head.kind != _EXECUTE:
-            return
         self.copying_in = True
         self._since = head.copies
-        kept = [op for op in self.pending if op.kind != _SYNC or op.copies != head.copies]
-        self.pending.clear()
-        self.pending.extend(kept)
+        if head.kind == _EXECUTE:
+            kept = [op for op in self.pending if op.kind != _SYNC or op.copies != head.copies]
+            self.pending.clear()
+            self.pending.extend(kept)
+        head.copies += 1  # a Query may copy more than once

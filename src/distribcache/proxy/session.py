@@ -152,7 +152,8 @@ class Session(Standing):
 
     def _end_if_done(self) -> None:
         """End when all that the client has sent is answered. A unit that is not whole never will be."""
-        if self._blocked or (self._inbox and (self.awaiting or self.hot.paused)) or self.closed:
+        waits = self.hot.paused or (self.awaiting and not self.replies.wants_data)
+        if self._blocked or (self._inbox and waits) or self.closed:
             return
         if self.replies.pending:
             self.wires.last_replies()
@@ -237,7 +238,7 @@ class Session(Standing):
             self.wires.to_upstream(data[:end])
             self._stream = max(0, end - size)
             return min(end, size)
-        if self.awaiting:
+        if self.awaiting and not (kind == Front.TERMINATE and self.replies.wants_data):
             return 0
         if not self.arrival:
             self.arrival = now_ns()
