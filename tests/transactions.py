@@ -101,7 +101,7 @@ class Stage:
 
     def connect(self, through: bool, stack: ExitStack, user: str = "postgres", **parameters: str) -> RawClient:
         server = self.proxy if through else self.database.server
-        return stack.enter_context(RawClient(server.host, server.port, self.database.name, user, 20.0, **parameters))
+        return stack.enter_context(RawClient(server.host, server.port, self.database.name, user, 60.0, **parameters))
 
 
 def last(client: RawClient) -> list[bytes | None]:
