@@ -137,6 +137,8 @@ CASES: list[Case] = [
     ("SELECT format('%s', n), concat(id, name), concat_ws(',', id), quote_literal(name) FROM t", "", True),
     ("SELECT to_tsvector(name) @@ plainto_tsquery('x'), ts_headline(name, to_tsquery('x')) FROM t", "", True),
     ("SELECT jsonb_agg(t), json_agg(id), json_build_object('a', count(*)) FROM t", "", True),
+    ("SELECT to_tsvector('english'::regconfig, name) FROM t WHERE to_tsvector(name::regconfig, name) IS NULL", "", True),
+    ("SELECT * FROM v_search", "", True),
     ("SELECT row_to_json(t), to_jsonb(id) FROM t", "", True),
     ("SELECT array_to_string(tags, ','), to_date(name, 'YYYY'), to_number(name, '9') FROM t", "", True),
     ("SELECT current_user, session_user, user, current_role, current_catalog, current_schema, id FROM t", "", True),
@@ -174,6 +176,7 @@ CASES: list[Case] = [
     ("SELECT id OPERATOR(public.===) 1 FROM t", "", True),
     # Types.
     ("SELECT * FROM enums WHERE m = 'happy' ORDER BY m", "", True),
+    ("SELECT s, span(1, 2), s && span(id, 3, '[]') FROM spans", "", True),
     ("SELECT 5::positive, id FROM t", "", True),
     ("SELECT 5::checked, id FROM t", "user_function", False),
     ("SELECT checked(5), id FROM t", "user_function", False),
@@ -253,6 +256,7 @@ VIRTUAL: list[Case] = [
 # With the extensions' schema in the path.
 EXTENDED: list[Case] = [
     ("SELECT id % 3 FROM t", "", True),
+    ("SELECT unaccent(name) FROM t", "", True),
     ("SELECT name % 'x', similarity(name, 'x'), word_similarity('x', name) FROM t", "", True),
     ("SELECT h->'a', h ? 'b', c = 'A', replace(c, 'a', 'b'), lower(c) FROM lookup", "", True),
     ("SELECT replace(name, 'a', 'b'), strpos(name, 'a'), regexp_match(name, 'x') FROM t", "", True),

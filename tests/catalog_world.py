@@ -90,6 +90,9 @@ CREATE POLICY a ON r_catalog USING (owner IN (SELECT rolname FROM pg_roles));
 CREATE TABLE r_temporary (id int);
 ALTER TABLE r_temporary ENABLE ROW LEVEL SECURITY;
 CREATE POLICY a ON r_temporary USING (id IN (SELECT u.id FROM ul u));
+CREATE TYPE span AS RANGE (subtype = float8);
+CREATE TABLE spans (id int, s span);
+CREATE VIEW v_search AS SELECT id, to_tsvector('english', name) AS words FROM t;
 CREATE TYPE mood AS ENUM ('sad', 'happy', 'today');
 CREATE TYPE pair AS (a int, b date);
 CREATE TYPE plain_pair AS (a int, b text);
@@ -149,6 +152,7 @@ CREATE SCHEMA ext;
 CREATE EXTENSION pg_trgm SCHEMA ext;
 CREATE EXTENSION citext SCHEMA ext;
 CREATE EXTENSION hstore SCHEMA ext;
+CREATE EXTENSION unaccent SCHEMA ext;
 CREATE TABLE ext.lookup (id int, h ext.hstore, c ext.citext);
 """
 

@@ -18,7 +18,8 @@ Rules:
    own to watch: a change of theirs counts for the parent too. Nothing is followed from them, and an ordinary one is
    only named (``member``): there may be thousands of partitions.
 5. Functions of extensions are taken at their word: the types of their arguments are not followed, and those that
-   read and write a type's text are not listed (they are stable: they ask for the client's encoding).
+   read and write a type's text are not listed (they are stable: they ask for the client's encoding). Functions that
+   the server makes with a range type count as an extension's.
 6. An extension that keeps the rows of ordinary tables on other servers is told of (``elsewhere``).
 7. Built-in objects have an oid below 16384. Dependencies on them are not recorded by the server: the names in printed
    definitions are looked up in a second question.
@@ -233,7 +234,7 @@ SELECT 'function', f.oid::int8, json_build_object(
     'schema', s.nspname, 'name', f.proname, 'signature', f.oid::regprocedure::text, 'volatility', f.provolatile,
     'language', l.lanname, 'kind', f.prokind, 'settings', f.proconfig IS NOT NULL,
     'extension', EXISTS (SELECT FROM pg_depend p WHERE p.classid = 'pg_proc'::regclass AND p.objid = f.oid
-      AND p.deptype = 'e'),
+      AND p.deptype = 'e') OR l.lanname = 'internal' AND f.prosrc ~ '^(range|multirange)_constructor[0-3]$',
     'body', CASE WHEN f.prosqlbody IS NOT NULL THEN pg_get_function_sqlbody(f.oid) END,
     'source', CASE WHEN l.lanname = 'sql' AND f.oid >= 16384 AND f.prosqlbody IS NULL THEN f.prosrc END,
     'defaults', CASE WHEN f.oid >= 16384 THEN pg_get_expr(f.proargdefaults, 0) END,

@@ -64,9 +64,10 @@ IMPURE = frozenset(
     "fmgr_sql_validator".split()
 )
 
-# Of extensions: stable, and depending only on settings that are part of the key (pg_trgm's thresholds).
+# Of extensions: stable, and depending only on settings that are part of the key (pg_trgm's thresholds) or on a text
+# search dictionary (unaccent).
 EXTENSION_STABLE = frozenset(
-    "similarity_op word_similarity_op word_similarity_commutator_op strict_word_similarity_op "
+    "unaccent similarity_op word_similarity_op word_similarity_commutator_op strict_word_similarity_op "
     "strict_word_similarity_commutator_op".split()
 )
 

@@ -27,9 +27,9 @@ HARMLESS_TYPES = frozenset(
     "geography".split()
 )
 TIME_TYPES = frozenset("date time timetz timestamp timestamptz daterange tsrange tstzrange".split())
+# Not regconfig and regdictionary: what these name is looked up in catalogues that the fingerprint covers.
 REG_TYPES = frozenset(
-    "regclass regcollation regconfig regdictionary regnamespace regoper regoperator regproc regprocedure regrole "
-    "regtype regdatabase".split()
+    "regclass regcollation regnamespace regoper regoperator regproc regprocedure regrole regtype regdatabase".split()
 )
 CONTAINERS = frozenset(
     "List ResTarget BoolExpr NullTest BooleanTest CaseWhen CoalesceExpr MinMaxExpr RowExpr A_ArrayExpr "
