@@ -107,7 +107,7 @@ async def test_asyncpg_engine(world: World) -> None:
                 assert (await session.get_one(Item, 5)).name == "item 5"
                 assert await session.scalar(select(Item.price).where(Item.id == 4)) == Decimal("6.0")
 
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             gained = 0.0
             while gained < 2:
                 before = await asyncio.to_thread(world.hits)

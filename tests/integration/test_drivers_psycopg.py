@@ -258,10 +258,17 @@ def test_psycopg_listen_and_notify(world: World) -> None:
 def test_psycopg_cancel(world: World) -> None:
     with world.proxy.connect() as connection:
         until_hits(world, lambda: connection.execute(ONE, (1,)).fetchone())
-        timer = threading.Timer(0.3, connection.cancel)
+        over = threading.Event()
+
+        def cancel() -> None:
+            while not over.wait(0.3):  # one that comes too early ends nothing
+                connection.cancel()
+
+        timer = threading.Thread(target=cancel)
         timer.start()
         with pytest.raises(errors.QueryCanceled):
             connection.execute("SELECT pg_sleep(20)")
+        over.set()
         timer.join()
         connection.cancel_safe()  # a cancel while nothing runs hits nothing
         for _ in range(5):
@@ -270,15 +277,22 @@ def test_psycopg_cancel(world: World) -> None:
 
 async def test_psycopg_async(world: World) -> None:
     async with await psycopg.AsyncConnection.connect(world.proxy.conninfo()) as connection:
-        before = world.hits()
-        for _ in range(20):
-            row = await (await connection.execute(ONE, (4,))).fetchone()
-            assert row == ("item 4",)
-            await connection.commit()
-        assert world.hits() - before >= 15
+
+        async def hits() -> int:
+            before = world.hits()
+            for _ in range(20):
+                row = await (await connection.execute(ONE, (4,))).fetchone()
+                assert row == ("item 4",)
+                await connection.commit()
+            return int(world.hits() - before)
+
+        async with asyncio.timeout(60):
+            while await hits() < 15:
+                pass
         sleeper = asyncio.create_task(connection.execute("SELECT pg_sleep(20)"))
-        await asyncio.sleep(0.2)
-        await connection.cancel_safe()
+        while not sleeper.done():
+            await asyncio.sleep(0.2)
+            await connection.cancel_safe()  # one that comes too early ends nothing
         with pytest.raises(errors.QueryCanceled):
             await sleeper
         await connection.rollback()
