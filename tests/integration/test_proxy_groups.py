@@ -55,6 +55,9 @@ CASES: dict[str, tuple[bytes, ...]] = {
     "the portal of a BEGIN described": (run(b"BEGIN") + SYNC, PORTAL + SYNC, query(READ)),
     "the portal of a BEGIN run again": (run(b"BEGIN") + SYNC, execute(b"") + SYNC),
     "the portal of a SAVEPOINT described": (query(b"BEGIN"), run(b"SAVEPOINT a") + SYNC, PORTAL + SYNC, query(READ)),
+    "a Query behind messages without a Sync": (
+        run(b"SELECT value FROM stock WHERE id = 2") + query(READ), SYNC,
+    ),
     "a BEGIN that declares a parameter": (
         parse(b"", b"BEGIN", [23]) + bind(b"", b"") + execute(b"") + SYNC, query(READ),
     ),

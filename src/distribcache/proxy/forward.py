@@ -224,7 +224,7 @@ def send(s: Session, data: bytes, going: list[Run | Loose], plan: Plan, ended: i
             replies.expect(Op(kind or data[message.start], fill=fill, done=done))
     if ended == Front.SYNC:
         replies.expect(Op(Front.SYNC))
-    s.sent(awaiting=ended == Front.SYNC)
+    s.sent(awaiting=ended == Front.SYNC, synced=ended == Front.SYNC)
     parts.append(data[start:])
     s.wires.to_upstream(parts[0] if len(parts) == 1 else b"".join(parts))
 

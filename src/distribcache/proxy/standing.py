@@ -78,6 +78,8 @@ class Standing:
         self.seen_hits = 0
         self.open = False
         """Messages of an unfinished group went upstream."""
+        self.unsynced = False
+        """Messages went up behind such a group without a Sync: a transaction that is open may be one that it ends."""
         self.awaiting = False
         """Upstream owes a ReadyForQuery."""
         self.discarding = False
@@ -294,12 +296,13 @@ class Standing:
             self.statements.pop(name, None)
             self.hot.names.pop(name, None)
 
-    def sent(self, *, awaiting: bool) -> None:
-        """Messages of the client went upstream; ``awaiting`` if they end an exchange.
+    def sent(self, *, awaiting: bool, synced: bool = False) -> None:
+        """Messages of the client went upstream; ``awaiting`` if they end an exchange, ``synced`` if by a Sync.
 
         They do not behind an error, where the server skips everything up to a Sync, nor does a Sync in the midst of a
         copy.
         """
+        self.unsynced = (self.unsynced or self.open) and not synced
         awaiting = awaiting and self.replies.ends
         self.open = not awaiting
         self.awaiting = awaiting
@@ -307,7 +310,8 @@ class Standing:
 
     def _on_ready(self, status: bytes, ours: bool) -> None:
         self.awaiting = bool(self.replies.pending)  # a question of ours may have been sent right behind
-        self.open = False
+        self.unsynced = self.unsynced and status == b"T"
+        self.open = self.unsynced
         if ours:
             self.refresh()
             return
