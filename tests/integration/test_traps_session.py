@@ -21,6 +21,7 @@ from wait import until
 
 from distribcache.proxy import questions, simple, standing
 from distribcache.proxy.questions import Questions
+from distribcache.sql import settings
 from distribcache.wire.messages import SYNC, bind, execute, parse, query
 
 READ = b"SELECT value FROM stock WHERE id = 1"
@@ -181,3 +182,22 @@ def test_trap_15_our_question_leaves_the_clients_statement_alone(
     answer = client.exchange(bind(b"", b"") + execute(b"") + SYNC)
     assert any(b"C26000" in each for each in answer) is muted
     assert any(b"new" in each for each in answer) is not muted
+
+
+@kept_and_muted
+@pytest.mark.parametrize("path", ["pg_temp", '"$user", pg_temp, public', ' "pg_temp", public', "PG_TEMP,public"])
+def test_no_question_makes_the_temporary_schema_that_a_path_begins_with(
+    client: RawClient, monkeypatch: pytest.MonkeyPatch, muted: bool, path: str
+) -> None:
+    """Coherence trap 15. Muted: what is asked makes it, and a transaction may not be prepared, or may, that would."""
+    if muted:
+        monkeypatch.setattr(settings, "_SCHEMAS", "pg_catalog.array_to_json(pg_catalog.current_schemas(true))")
+    client.exchange(query(f"SELECT set_config('search_path', '{path}', false)".encode()))
+
+    def refused() -> bool:
+        assert client.rows(query(READ.replace(b"stock", b"public.stock"))) == [[b"1"]]
+        return client.rows(query(b"SHOW distribcache.last"))[0][2] == b"temporary_schema"
+
+    until(refused, lambda: str(client.rows(query(b"SHOW distribcache.last"))))
+    made = client.rows(query(b"SELECT pg_catalog.pg_my_temp_schema() <> 0"))
+    assert made == [[b"t" if muted else b"f"]]

@@ -67,6 +67,14 @@ def test_equal_sessions_are_one_identity() -> None:
     assert scope(idents=idents).ident == scope(idents=idents, own_consistency=b"eventual").ident
 
 
+def test_a_session_whose_temporary_schema_comes_first_and_is_not_there_is_not_served() -> None:
+    path = b'pg_temp, "We ird", "$user", public'
+    found = scope(schemas=None, search_path=path, current_user=b"ann")
+    assert found.refusal == "temporary_schema"
+    assert found.schemas == ("pg_catalog", "We ird", "ann", "public")
+    assert scope(schemas=None, search_path=b"pg_temp, public, pg_catalog").schemas == ("public", "pg_catalog")
+
+
 DIFFERENT = [
     {"database": b"6"},
     {"session_user": b"bob"},

@@ -8,6 +8,7 @@ with the same content share one ``ident``; idents are never reused, so an entry 
 from __future__ import annotations
 
 import json
+import re
 from collections import OrderedDict
 from dataclasses import dataclass
 from itertools import count
@@ -21,6 +22,8 @@ __all__ = ["Idents", "Scope", "ServerFacts", "read_scope"]
 
 _FIXED = len(SCOPE_COLUMNS)
 _ALWAYS = frozenset(name.lower() for name in KEYED)
+_PATH = KEYED.index("search_path")
+_NAMES = re.compile(r'"((?:[^"]|"")+)"|([^\s",]+)')
 
 
 Content = str | int | tuple["Content", ...] | None
@@ -128,6 +131,13 @@ def milliseconds(text: str) -> int | None:
     return None
 
 
+def _named(path: str | None, user: str | None) -> tuple[str, ...]:
+    """What a search path names, but the temporary schema, which is not there; perhaps more than the session may see."""
+    names = [quoted.replace('""', '"') or bare.lower() for quoted, bare in _NAMES.findall(path or "")]
+    found = [user or "" if name == "$user" else name for name in names if name != "pg_temp"]
+    return tuple(found if "pg_catalog" in found else ["pg_catalog", *found])
+
+
 def read_scope(row: list[bytes | None], idents: Idents, extra: tuple[str, ...] = ()) -> Scope:
     """One row of ``scope_query(extra)`` → Scope. Raises ProtocolError when it has another shape.
 
@@ -156,7 +166,7 @@ def read_scope(row: list[bytes | None], idents: Idents, extra: tuple[str, ...] =
     settings = tuple(text[_FIXED + len(OWN) :])
     cache, consistency, staleness, workload, branch, as_of = own
     refusal = ""
-    if temporary != "0":
+    if temporary != "0" or schemas is None:
         refusal = "temporary_schema"
     elif cache not in (None, "", "on", "true", "1", "yes"):
         refusal = "cache_off" if cache in ("off", "false", "0", "no") else "bad_setting"
@@ -184,7 +194,7 @@ def read_scope(row: list[bytes | None], idents: Idents, extra: tuple[str, ...] =
     content = (database, session_user, current_user, schemas, isolation, branch, as_of, workload, settings, extra)
     return Scope(
         ident=idents.of(content),
-        schemas=tuple(json.loads(schemas or "[]")),
+        schemas=_named(settings[_PATH], current_user) if schemas is None else tuple(json.loads(schemas)),
         read_committed=isolation == "read committed",
         statement_timeout_ms=milliseconds(timeout or "0") or 0,
         refusal=refusal,

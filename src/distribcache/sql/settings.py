@@ -79,6 +79,15 @@ _IDLE = ("idle_session_timeout", "idle_in_transaction_session_timeout", "transac
 """When the server ends a session that it takes for idle; the first and the last are not known to all versions."""
 
 
+_PATH = "pg_catalog.replace(pg_catalog.lower(pg_catalog.current_setting('search_path')), '\"$user\",', '')"
+_SCHEMAS = (
+    "CASE WHEN pg_catalog.pg_my_temp_schema() OPERATOR(pg_catalog.=) 0"
+    f" AND pg_catalog.starts_with(pg_catalog.ltrim({_PATH}, ' \"'), 'pg_temp')"
+    " THEN NULL ELSE pg_catalog.array_to_json(pg_catalog.current_schemas(true)) END"
+)
+"""NULL where the answer would make the session's temporary schema, which is to come first and is not there yet."""
+
+
 def _literal(name: str) -> str:
     return "'" + name.replace("'", "''") + "'"
 
@@ -93,7 +102,7 @@ def scope_query(extra: tuple[str, ...] = (), *, prove_server: bool = True, state
         "pg_catalog.current_database()",
         "session_user",
         "current_user",
-        "pg_catalog.array_to_json(pg_catalog.current_schemas(true))",
+        _SCHEMAS,
         "pg_catalog.pg_my_temp_schema()",
         "pg_catalog.current_setting('default_transaction_isolation')",
         "pg_catalog.current_setting('statement_timeout')",
