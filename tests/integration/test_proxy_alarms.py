@@ -121,6 +121,7 @@ _LONG: dict[str, tuple[bytes, bool]] = {
 def test_a_long_text_is_an_alarm_only_if_it_may_be_ddl(proxy: InnerProxy, database: Database) -> None:
     seen(proxy, database)  # what was made before, and the cache's own publication
     with RawClient(proxy.host, proxy.port, database.name) as client:
+        until(lambda: proxy.proxy.node._known, "never logged in")  # only then is it asked what code there is
         for name, (sql, alarming) in _LONG.items():
             assert len(sql) > 200_000 or alarming
             until(proxy.settled, "never settled")

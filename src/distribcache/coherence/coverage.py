@@ -23,6 +23,11 @@ Where the rules leave room, this is the choice:
   first hits wait for a poll as they wait for a probe.
 * *An alarm whose transaction the last re-read already saw* is not raised: its effects are in the map, and the schema
   slot is at or above its position.
+* *What came and went between two looks* leaves no trace in the fingerprint, but maybe an entry, filled by a memoised
+  analysis before the alarm arrived. So a look that finds nothing new behind two transactions is not believed, if one of
+  them certainly changed the catalogue, or if nothing was proved for half a poll period: the stream was late, and there
+  was time. A transaction that the look has seen and that arrives behind it counts too. Else it is believed: ANALYZE and
+  temporary tables look alike, and would end everything all the time.
 * *After a change that is not settled, the same again one second later*, whether or not anything differs then: the
   server publishes a commit before its catalogue invalidations, so entries filled in between may come from outdated
   definitions. *Settled* is a proof that no commit is in that gap: a transaction gives the lock on its own id back only
@@ -37,7 +42,7 @@ from collections import deque
 from collections.abc import Callable
 
 from distribcache.catalog.generation import CatalogueView, Relations
-from distribcache.coherence.alarms import Alarms
+from distribcache.coherence.alarms import Alarm, Alarms
 from distribcache.coherence.decoding import Commit
 from distribcache.coherence.freshness import Freshness
 from distribcache.coherence.kept import PIECE, Kept, read_tag
@@ -51,6 +56,7 @@ __all__ = ["SETTLE_NS", "Coverage"]
 SETTLE_NS = 1_000_000_000
 _PENDING = 256
 # Alarms of ours without a transaction; the others come from the proxy and may have been raised too early.
+_EMPTY = "empty_transaction"
 _OWN = frozenset({"starting", "changed_poll"})
 
 
@@ -104,6 +110,7 @@ class Coverage:
         self.quick_at = 0
         self.settle_at = 0
         self.settle_changed = False
+        self.unexplained = 0
         self.relations = Relations.empty()
         self.watching.renew(self.relations)
         self.fingerprint: tuple[int, ...] = ()
@@ -180,8 +187,9 @@ class Coverage:
             self.lost_at = self.received
         self.counters.commits += 1
         self.counters.rows += commit.rows
-        if (commit.empty or commit.ddl or lost) and not (self.seen is not None and self.seen.sees(commit.xid)):
-            reason = "ddl" if commit.ddl else "empty_transaction" if commit.empty else "unknown_relation"
+        known = self.seen is not None and self.seen.sees(commit.xid) and not self.unexplained
+        if (commit.empty or commit.ddl or lost) and not known:
+            reason = "ddl" if commit.ddl else _EMPTY if commit.empty else "unknown_relation"
             self._alarm(reason, min(before, lsn - 1), commit.xid)
 
     def position(self, lsn: int) -> None:
@@ -273,7 +281,8 @@ class Coverage:
         if view.relations is not None:
             self.relations = view.relations
             self.watching.renew(view.relations)
-        if changed or (settling and self.settle_changed):
+        outdated = self._came_and_went(answered, began_at) or changed or (settling and self.settle_changed)
+        if outdated:
             # What was received meanwhile may lie behind the position, and was attributed by the outdated map too.
             self.target = max(normalise(insert, self.segment), self.received)
             self.ledger.bump_all(self.target)
@@ -281,9 +290,10 @@ class Coverage:
             self.counters.catalogue_changes += changed
             if self.on_changed is not None:
                 self.on_changed()
-        if (changed or (settling and self.settle_changed)) and not settled:
+            self.unexplained = 0
+        if outdated and not settled:
             self.settle_at, self.settle_changed = began_at + SETTLE_NS, True
-        elif changed or settling:
+        elif outdated or settling:
             self.settle_at, self.settle_changed = 0, False
         if not self.settle_at and any(alarm.xid == -1 and alarm.reason not in _OWN for alarm in answered):
             self.settle_at = began_at + SETTLE_NS
@@ -296,6 +306,15 @@ class Coverage:
         self.seen = view.snapshot
         self.full_at = max(self.full_at, began_at)
         self.quick_at = max(self.quick_at, began_at)
+
+    def _came_and_went(self, answered: list[Alarm], began_at: int) -> bool:
+        """May something have been made and dropped again between this look and the last one?"""
+        told = [alarm.reason for alarm in answered if alarm.xid != -1]
+        late = 0 < self.reached_at < began_at - self.full_poll_ns // 2  # before the first proof nothing is filled
+        if told:
+            doubted = late or self.unexplained or any(reason != _EMPTY for reason in told)
+            self.unexplained = self.unexplained + len(told) if doubted else 0
+        return self.unexplained > 1
 
     def polled(self, quick: tuple[int, ...], began_at: int) -> None:
         """The quick poll: roles, memberships, settings. A difference is an alarm."""
@@ -345,6 +364,8 @@ class Coverage:
         pending = self.pending
         while pending and pending[0][1] <= applied:
             self.reached_at = pending.popleft()[0]
+        if self.reached_at > self.full_at:
+            self.unexplained = 0  # whatever the last look has seen has arrived
         if limit is not None or applied < self.target or not self.full_at:
             self.serving = False
             words[FRESH_AT] = 0
