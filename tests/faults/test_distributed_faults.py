@@ -186,7 +186,7 @@ async def test_large_entries_on_their_way_out_make_no_question_late(
         own = peer.writes
         if muted:
             peer.writes = peer.reads
-        relay.delay = 0.05
+        relay.delay = 0.15
         for number in range(100, 116):
             assert tier.put(digest(number), record(os.urandom(1 << 20)))
         await until_true(lambda: tier._unanswered > 3 << 20, "it is on its way")
@@ -266,8 +266,8 @@ async def test_a_server_that_is_slower_than_the_deadline_is_not_asked(
 ) -> None:
     server = make_valkey()
     with Relay(server.port) as relay:
-        relay.delay = 0.8
-        settings = {**QUICK, "deadline": 0.4, "connect_timeout": 20.0}
+        relay.delay = 0.4
+        settings = {**QUICK, "deadline": 0.2, "connect_timeout": 6.0}
         tier = await make_tier(f"127.0.0.1:{relay.port}", password=server.password, **settings)
 
         async def off() -> bool:
