@@ -132,6 +132,7 @@ CASES: list[Case] = [
     ("SELECT inet_client_addr(), pg_backend_pid(), id FROM t", "stable_function", True),
     ("SELECT table_to_xml('t', true, true, ''), id FROM t", "stable_function", False),
     ("SELECT obj_description(1, 'pg_class'), id FROM t", "stable_function", True),
+    ("SELECT jsonb_path_exists_tz(j, '$ ? (@.datetime() > 1)') FROM t", "stable_function", True),
     ("SELECT to_regclass('t'), id FROM t", "stable_function", True),
     ("SELECT to_char(created, 'YYYY'), date_part('year', created), extract(year FROM day) FROM t", "", True),
     ("SELECT format('%s', n), concat(id, name), concat_ws(',', id), quote_literal(name) FROM t", "", True),
