@@ -31,6 +31,9 @@ STOCK = (
 )
 PORTAL = describe(b"P", b"")
 WHOLE = parse(b"", READ) + bind(b"", b"") + PORTAL + execute(b"")
+OTHER = run(b"SELECT value FROM stock WHERE id = 2") + SYNC
+AGAIN = bind(b"", b"") + execute(b"") + SYNC
+"""Whatever the unnamed statement is."""
 
 
 @pytest.fixture
@@ -58,6 +61,8 @@ CASES: dict[str, tuple[bytes, ...]] = {
     "a Query behind messages without a Sync": (
         run(b"SELECT value FROM stock WHERE id = 2") + query(READ), SYNC,
     ),
+    "a Parse that is not read": (OTHER, WHOLE + SYNC, parse(b"", b"SELECT '\xff'") + SYNC, AGAIN),
+    "a Query that is not read": (OTHER, WHOLE + SYNC, query(b"SELECT '\xff'"), AGAIN),
     "a BEGIN that declares a parameter": (
         parse(b"", b"BEGIN", [23]) + bind(b"", b"") + execute(b"") + SYNC, query(READ),
     ),

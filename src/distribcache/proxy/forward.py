@@ -15,7 +15,7 @@ from distribcache.proxy.local import State, consider_run, key_of, statement_of, 
 from distribcache.proxy.lookup import WAIT, Wait, consider, is_ping, miss, only, start_fill
 from distribcache.proxy.node import Outcome
 from distribcache.proxy.prepared import Prepared
-from distribcache.proxy.replies import Op
+from distribcache.proxy.replies import UNREAD, Op
 from distribcache.proxy.simple import begin_meaning
 from distribcache.sql.cacheability import Kind, Parsed, dangerous_parameter
 from distribcache.sql.effects import CONTROL, NEUTRAL, UNKNOWN, Effects, effects
@@ -289,8 +289,8 @@ def resend(s: Session, kept: bytes) -> bytes:
 
 
 def _when_parsed(s: Session, name: bytes, prepared: Prepared, schema: int, calm: bool) -> Done:
-    def parsed(reply: int, _: bytes) -> None:
-        if not name:  # whether it succeeded or not, the one before is gone
+    def parsed(reply: int, message: bytes) -> None:
+        if not name and not (reply == Back.ERROR and UNREAD in message):  # succeeded or not, the one before is gone
             s.unsettled = None
             s.statements.pop(b"", None)
         if reply == 0x31:  # ParseComplete

@@ -9,7 +9,7 @@ from distribcache.catalog.statement import Analysis
 from distribcache.proxy.answer import READY, describe_rows, rows
 from distribcache.proxy.lookup import WAIT, consider, find, is_ping, miss, only, serve_entry, start_fill
 from distribcache.proxy.node import Outcome
-from distribcache.proxy.replies import Op
+from distribcache.proxy.replies import UNREAD, Op
 from distribcache.proxy.shows import gathered, own_table
 from distribcache.proxy.transaction import control
 from distribcache.sql.cacheability import Kind, Parsed, Statement
@@ -146,12 +146,16 @@ def query(s: Session, message: bytes) -> bool:
     return True
 
 
-def _mistyped(s: Session) -> Callable[[int, bytes], None]:
-    """A text that the server does not understand either was never run, so it is no alarm."""
+def _mistyped(s: Session, *, calm: bool) -> Callable[[int, bytes], None]:
+    """A text that the server does not understand either was never run, so it is no alarm; nor is another, if ``calm``.
+    """
+    kept = s.hot.kept
 
     def answered(kind: int, message: bytes) -> None:
-        if kind == Back.ERROR and b"\0C42601\0" in message:
+        if kind == Back.ERROR and calm and b"\0C42601\0" in message:
             s.txn.ddl = s.txn.everywhere = s.txn.poll = False
+        if kind == Back.ERROR and UNREAD in message:
+            s.hot.kept = kept
 
     return answered
 
@@ -177,7 +181,8 @@ def _forward(
         s.leave(effect.databases)
         return False
     before = s.questions.begin() if s.txn.local else b""
-    mistyped = parsed is not None and bool(parsed.error) and not s.txn.ddl and not s.txn.poll
+    calm = not s.txn.ddl and not s.txn.poll
+    mistyped = _mistyped(s, calm=calm) if parsed is not None and parsed.error else None
     s.forget_unnamed()
     s.apply(effect, None if one is None else one.kind, chain=one is not None and one.chain)
     if one is not None and one.kind is Kind.BEGIN:
@@ -186,7 +191,7 @@ def _forward(
         s.begin = "transaction_unknown"
     if outcome is not None:
         s.report(outcome)
-    s.replies.expect(Op(Front.QUERY, done=_mistyped(s) if mistyped else None))
+    s.replies.expect(Op(Front.QUERY, done=mistyped))
     ends = one is not None and one.kind in (Kind.COMMIT, Kind.ROLLBACK) and not one.chain and not s.open
     s.sent(awaiting=True)
     if ends and s.will_ask():
