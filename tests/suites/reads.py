@@ -1,9 +1,11 @@
 """The reads of PostgreSQL's regression suite, played again and again in the database that the suite leaves behind.
 
 The suite itself is full of DDL, which stops hits, and asks everything once. So its texts are taken out of its files.
-Those that our reader takes for reads of relations, and that the database answers, are played three times each and
-compared byte for byte. Then a third of the rows of every table is deleted, through the same way in, and all is played
-once more: whoever answers from memory what was read before is found out.
+Those that our reader takes for reads of relations, and that the database answers, are played several times each and
+compared byte for byte: as a simple query, as an unnamed statement, and prepared before, with answers in binary. They
+are played once more under settings that shape answers otherwise, and under the first again. Then a third of the rows of
+every table is deleted, through the same way in, and all is played once more, the prepared ones as they are: whoever
+answers from memory what was read before, or what is another's, is found out.
 
 Answers that two direct runs do not repeat (random(), ``xmin`` …) are left out. How each text was answered at its last
 play, and why, is in ``reasons.tsv``: the list of what could be cached and is not.
@@ -14,21 +16,34 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
 from tests.rawclient import RawClient
 from tests.suites.outcomes import Outcome, Run
 
-from distribcache.wire.messages import query
+from distribcache.wire.messages import SYNC, bind, describe, execute, parse, query
 
 __all__ = ["NAME", "OPTIONS", "TIDY", "answered", "run"]
 
 NAME = "reads"
-PLAYS = 3
-# One test makes operators < and = of its own types, by functions that it calls internal. As long as they can be found,
-# no comparison in the database is known to be the server's own.
-TIDY = ("DROP TYPE int8alias1, int8alias2 CASCADE", "VACUUM ANALYZE")
+PLAYS = 2
+_SHAPED = (
+    b"SET DateStyle = 'SQL, DMY'; SET TimeZone = 'Asia/Kolkata'; SET IntervalStyle = iso_8601;"
+    b" SET xmloption = document; SET extra_float_digits = -3; SET bytea_output = escape"
+)
+_AS_BEFORE = b"RESET ALL"
+# One test makes operators < and = of its own types, by functions that it calls internal, others hash numbers and texts
+# for partitions by functions of their own. As long as these can be found, no comparison in the database is known to be
+# the server's own.
+TIDY = (
+    "DROP TYPE int8alias1, int8alias2 CASCADE",
+    """DO $$DECLARE one text; BEGIN FOR one IN SELECT format('%I.%I', n.nspname, y.opfname) FROM pg_opfamily y
+    JOIN pg_namespace n ON n.oid = y.opfnamespace WHERE y.opfname LIKE 'part_test_%'
+    LOOP EXECUTE 'DROP OPERATOR FAMILY ' || one || ' USING hash CASCADE'; END LOOP; END$$""",
+    "VACUUM ANALYZE",
+)
 # A change of statistics in the middle of a run changes plans, and with them the order of rows that nobody ordered.
 OPTIONS = {"autovacuum": "off", "synchronize_seqscans": "off", "max_parallel_workers_per_gather": "0"}
 _LIMITS = "-c statement_timeout=5s -c lock_timeout=1s"
@@ -57,6 +72,9 @@ def run(
         _await_serving(port, dbname)
     player = _Player(port, dbname, f"{_LIMITS} {options}".strip(), cached)
     outcomes = player.play(texts, PLAYS, "")
+    for settings, suffix in ((_SHAPED, " shaped"), (_AS_BEFORE, " as before")):
+        player.shape(settings)
+        outcomes |= player.play(texts, 1, suffix)
     with psycopg.connect(direct, autocommit=True) as connection:
         tables = [str(row[0]) for row in connection.execute(_TABLES)]
     with RawClient("127.0.0.1", port, dbname, options="-c session_replication_role=replica") as writer:
@@ -87,16 +105,22 @@ class _Player:
     def __init__(self, port: int, dbname: str, options: str, cached: bool) -> None:
         self.port, self.dbname, self.options, self.cached = port, dbname, options, cached
         self.client = self._connect()
+        self.prepared: set[str] = set()
+        self.shaped = _AS_BEFORE
         self.said: list[str] = []
         self.reasons: list[tuple[str, ...]] = []
 
     def _connect(self) -> RawClient:
         return RawClient("127.0.0.1", self.port, self.dbname, seconds=30.0, options=self.options)
 
+    def shape(self, settings: bytes) -> None:
+        self.shaped = settings
+        self.client.exchange(query(self.shaped))
+
     def play(self, texts: dict[str, bytes], times: int, suffix: str) -> dict[str, Outcome]:
         outcomes = {}
         for name, text in texts.items():
-            replies = [self._ask(text) for _ in range(times)]
+            replies = [self._ask(asked) for asked in self._ways(name, text, times)]
             joined = [b"".join(reply) for reply in replies]
             failed = any(message[:1] in b"EX" for message in replies[0])
             digest = hashlib.sha256(b"\0".join(joined)).hexdigest()[:16]
@@ -108,10 +132,23 @@ class _Player:
                 self.reasons.append((why, last[2], name, text.decode(errors="replace").replace("\n", " ")[:300]))
         return outcomes
 
-    def _ask(self, text: bytes) -> list[bytes]:
+    def _ways(self, name: str, text: bytes, times: int) -> Iterator[bytes]:
+        whole = describe(b"P", b"") + execute(b"") + SYNC
+        for _ in range(times):
+            yield query(text)
+        for _ in range(times):
+            yield parse(b"", text) + bind(b"", b"") + whole
+        if name not in self.prepared:
+            self.prepared.add(name)
+            yield parse(name.encode(), text) + SYNC
+        for _ in range(times):
+            yield bind(b"", name.encode(), result_formats=(1,)) + whole
+
+    def _ask(self, asked: bytes) -> list[bytes]:
         try:
-            return self.client.exchange(query(text))
+            return self.client.exchange(asked)
         except (EOFError, OSError) as error:
             self.client.socket.close()
-            self.client = self._connect()
+            self.client, self.prepared = self._connect(), set()
+            self.client.exchange(query(self.shaped))
             return [f"X {type(error).__name__}".encode()]

@@ -17,9 +17,11 @@ __all__ = ["texts_of"]
 _COPY = re.compile(r"^copy\b[^;]*from\s+stdin[^;]*;.*?^\\\.$", re.I | re.M | re.S)
 _COMMAND = re.compile(r"^\\.*$", re.M)
 _ENDING = re.compile(r"\\(?:gset|gexec|gdesc|gx|g|crosstabview|;).*$", re.M)
-# They end the session, wait, do something to the server, or count who is connected: a cache's own connections too.
+# They end the session, wait, do something to the server, or count who is connected: a cache's own connections too. Or
+# they list prepared statements in the order of a hash table, which another one that came and went has changed.
 _NEVER = re.compile(
-    rb"pg_(?:sleep|terminate|cancel|reload|rotate|switch|promote|drop|create|copy|stat_|locks|replication)|lo_|advisory",
+    rb"pg_(?:sleep|terminate|cancel|reload|rotate|switch|promote|drop|create|copy|stat_|locks|replication|prepared_st)"
+    rb"|lo_|advisory",
     re.I,
 )
 
