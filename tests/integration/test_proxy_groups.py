@@ -6,6 +6,7 @@ Each case is a few exchanges; the two sides must say the same, and what can come
 from __future__ import annotations
 
 import select
+import struct
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -22,7 +23,7 @@ from distribcache.proxy import questions
 from distribcache.proxy.presence import Presence
 from distribcache.proxy.questions import Questions
 from distribcache.proxy.session import Session
-from distribcache.wire.messages import FLUSH, SYNC, bind, describe, execute, parse, query, read_error
+from distribcache.wire.messages import FLUSH, SYNC, bind, describe, execute, message, parse, query, read_error
 
 READ = b"SELECT value FROM stock WHERE id = 1"
 STOCK = (
@@ -34,6 +35,8 @@ WHOLE = parse(b"", READ) + bind(b"", b"") + PORTAL + execute(b"")
 OTHER = run(b"SELECT value FROM stock WHERE id = 2") + SYNC
 AGAIN = bind(b"", b"") + execute(b"") + SYNC
 """Whatever the unnamed statement is."""
+FUNCTION = message(ord("F"), struct.pack("!IHHHiIiIH", 177, 1, 1, 2, 4, 1, 4, 2, 1))
+"""``int4pl(1, 2)``, in binary."""
 
 
 @pytest.fixture
@@ -61,6 +64,10 @@ CASES: dict[str, tuple[bytes, ...]] = {
     "a Query behind messages without a Sync": (
         run(b"SELECT value FROM stock WHERE id = 2") + query(READ), SYNC,
     ),
+    "a function called in a transaction that failed": (
+        run(b"BEGIN") + SYNC, b"E\0\0\0\7p\0\0" + SYNC, FUNCTION, query(b"ROLLBACK"), FUNCTION,
+    ),
+    "a function called behind a read": (WHOLE + SYNC, FUNCTION, AGAIN, query(b"BEGIN"), WHOLE + SYNC, FUNCTION, AGAIN),
     "a Parse that is not read": (OTHER, WHOLE + SYNC, parse(b"", b"SELECT '\xff'") + SYNC, AGAIN),
     "a Query that is not read": (OTHER, WHOLE + SYNC, query(b"SELECT '\xff'"), AGAIN),
     "a BEGIN that declares a parameter": (

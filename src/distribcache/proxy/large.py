@@ -12,7 +12,7 @@ from distribcache.proxy.forward import resend
 from distribcache.proxy.node import Outcome
 from distribcache.proxy.replies import Op
 from distribcache.sql.effects import UNKNOWN
-from distribcache.wire.messages import Front
+from distribcache.wire.messages import SYNC, Front
 
 if TYPE_CHECKING:
     from distribcache.proxy.session import Session
@@ -49,7 +49,13 @@ def _before(s: Session, data: bytes) -> bytes:
         s.hot.names.pop(name, None)
         s.parsing[name] = None
         s.hot.kept = kept if name else None
-    elif kind in (Front.BIND, Front.FUNCTION_CALL) and kept is not None:
+    elif kind == Front.BIND and kept is not None:
         s.hot.kept = None
         return resend(s, kept)
+    elif kept is not None and not s.open and s.replies.status != b"E":
+        s.hot.kept = None
+        before = resend(s, kept)
+        s.replies.pending[-1].relay_error = False
+        s.replies.expect(Op(Front.SYNC, ours=True))  # no client sends one behind a function call
+        return before + SYNC
     return b""
