@@ -115,7 +115,7 @@ class Wires:
 
 def _scope_row(*, cache: str, prepared: bytes | None) -> bytes:
     values: list[bytes | None] = [b"0"] * (len(SCOPE_COLUMNS) + len(OWN))
-    facts = {"schemas": '["pg_catalog", "public"]', "isolation": "read committed", "backend_pid": "1"}
+    facts = {"schemas": '["pg_catalog", "public"]', "temporary": "f", "isolation": "read committed", "backend_pid": "1"}
     for name, value in facts.items():
         values[SCOPE_COLUMNS.index(name)] = value.encode()
     values[SCOPE_COLUMNS.index("prepared")] = prepared

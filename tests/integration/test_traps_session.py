@@ -184,6 +184,37 @@ def test_trap_15_our_question_leaves_the_clients_statement_alone(
     assert any(b"new" in each for each in answer) is not muted
 
 
+TEMPORARY = {
+    "dropped": (b"CREATE TEMP TABLE stock (id int, value text)", b"DROP TABLE pg_temp.stock"),
+    "committed": (b"BEGIN; CREATE TEMP TABLE stock (id int, value text) ON COMMIT DROP", b"COMMIT"),
+    "discarded": (b"CREATE TEMP VIEW stock AS SELECT 1 AS id, 'x' AS value WHERE false", b"DISCARD TEMP"),
+}
+
+
+@pytest.mark.parametrize("how", TEMPORARY)
+@kept_and_muted
+def test_trap_12_temporary_objects_hide_others_as_long_as_they_are_there(
+    stock: Database, inner: InnerProxy, client: RawClient, second: RawClient, monkeypatch: pytest.MonkeyPatch,
+    how: str, muted: bool,
+) -> None:  # fmt: skip
+    """Coherence trap 12. Muted: nobody asks whether a session has temporary objects. A schema that is empty again
+    keeps nobody from hits.
+    """
+    make, drop = TEMPORARY[how]
+    if muted:
+        monkeypatch.setattr(settings, "_TEMPORARY", "false")
+    warm(client, query(READ))
+    client.exchange(query(make))
+    quiet(inner, stock)
+    warm(second, query(READ))
+    hidden = [] if how == "committed" or not muted else [[b"1"]]  # a transaction that wrote is never served
+    assert client.rows(query(READ)) == hidden
+    client.exchange(query(drop))
+    quiet(inner, stock)
+    warm(client, query(READ))
+    assert client.rows(query(READ)) == [[b"1"]]
+
+
 @kept_and_muted
 @pytest.mark.parametrize("path", ["pg_temp", '"$user", pg_temp, public', ' "pg_temp", public', "PG_TEMP,public"])
 def test_no_question_makes_the_temporary_schema_that_a_path_begins_with(
@@ -194,10 +225,11 @@ def test_no_question_makes_the_temporary_schema_that_a_path_begins_with(
         monkeypatch.setattr(settings, "_SCHEMAS", "pg_catalog.array_to_json(pg_catalog.current_schemas(true))")
     client.exchange(query(f"SELECT set_config('search_path', '{path}', false)".encode()))
 
-    def refused() -> bool:
+    def asked() -> bool:
         assert client.rows(query(READ.replace(b"stock", b"public.stock"))) == [[b"1"]]
-        return client.rows(query(b"SHOW distribcache.last"))[0][2] == b"temporary_schema"
+        status, _, reason = client.rows(query(b"SHOW distribcache.last"))[0][:3]
+        return status == b"hit" if muted else reason == b"temporary_schema"
 
-    until(refused, lambda: str(client.rows(query(b"SHOW distribcache.last"))))
+    until(asked, lambda: str(client.rows(query(b"SHOW distribcache.last"))))
     made = client.rows(query(b"SELECT pg_catalog.pg_my_temp_schema() <> 0"))
     assert made == [[b"t" if muted else b"f"]]

@@ -83,7 +83,7 @@ def test_every_input_of_the_session_is_in_its_scope(column: int) -> None:
     row: list[bytes | None] = [b"0"] * COLUMNS
     row[names.index("schemas")] = b'["pg_catalog", "public"]'
     row[names.index("consistency")] = row[names.index("workload")] = row[names.index("prepared")] = None
-    row[names.index("cache")] = b"on"
+    row[names.index("cache")], row[names.index("temporary")] = b"on", b"f"
     changed = list(row)
     special = {
         "schemas": b'["public", "pg_catalog"]', "consistency": b"strict", "workload": b"olap",
@@ -93,7 +93,7 @@ def test_every_input_of_the_session_is_in_its_scope(column: int) -> None:
     same = read_scope(row, IDENTS).ident == read_scope(changed, IDENTS).ident
     no_identity = {
         "statement_timeout", "backend_pid", "in_recovery", "postmaster_start", "system_identifier",
-        "temporary", "cache", "consistency", "max_staleness", "prepared", "idle_timeouts", "listens",
+        "cache", "consistency", "max_staleness", "prepared", "idle_timeouts", "listens",
     }  # fmt: skip
     assert same == (names[column] in no_identity), names[column]
     moved = [None, *row[1:]]

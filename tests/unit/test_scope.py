@@ -14,7 +14,7 @@ FIXED = {
     "session_user": b"alice",
     "current_user": b"alice",
     "schemas": b'["pg_catalog","public"]',
-    "temporary": b"0",
+    "temporary": b"f",
     "isolation": b"read committed",
     "statement_timeout": b"0",
     "backend_pid": b"4711",
@@ -115,7 +115,7 @@ def test_other_settings_count_by_name_and_value() -> None:
 @pytest.mark.parametrize(
     ("changed", "refusal"),
     [
-        ({"temporary": b"16400"}, "temporary_schema"),
+        ({"temporary": b"t"}, "temporary_schema"),
         ({"own_cache": b"off"}, "cache_off"),
         ({"own_cache": b"false"}, "cache_off"),
         ({"own_cache": b"perhaps"}, "bad_setting"),
@@ -131,7 +131,7 @@ def test_other_settings_count_by_name_and_value() -> None:
         ({"own_workload": b"sometimes"}, "bad_setting"),
         ({"own_max_staleness": b"soon"}, "bad_setting"),
         ({"own_max_staleness": b"-1s"}, "bad_setting"),
-        ({"temporary": b"1", "own_consistency": b"sometimes"}, "temporary_schema"),
+        ({"temporary": b"t", "own_consistency": b"sometimes"}, "temporary_schema"),
     ],
 )
 def test_refusals(changed: dict[str, bytes], refusal: str) -> None:

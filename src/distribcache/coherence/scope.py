@@ -166,7 +166,10 @@ def read_scope(row: list[bytes | None], idents: Idents, extra: tuple[str, ...] =
     settings = tuple(text[_FIXED + len(OWN) :])
     cache, consistency, staleness, workload, branch, as_of = own
     refusal = ""
-    if temporary != "0" or schemas is None:
+    names = json.loads(schemas or "[]")
+    if temporary == "f":  # an empty schema hides nothing
+        names = [name for name in names if not name.startswith("pg_temp_")]
+    if temporary != "f" or schemas is None:
         refusal = "temporary_schema"
     elif cache not in (None, "", "on", "true", "1", "yes"):
         refusal = "cache_off" if cache in ("off", "false", "0", "no") else "bad_setting"
@@ -191,10 +194,15 @@ def read_scope(row: list[bytes | None], idents: Idents, extra: tuple[str, ...] =
         else:
             bound = bound_ms * 1_000_000
     _, in_protocol = json.loads(prepared or "[null, null]")
-    content = (database, session_user, current_user, schemas, isolation, branch, as_of, workload, settings, extra)
+    # What was prepared beside temporary objects may mean one of them, and nobody else has those.
+    alone = pid if temporary != "f" else None
+    content = (
+        database, session_user, current_user, schemas and tuple(names), alone, isolation, branch, as_of, workload,
+        settings, extra,
+    )  # fmt: skip
     return Scope(
         ident=idents.of(content),
-        schemas=_named(settings[_PATH], current_user) if schemas is None else tuple(json.loads(schemas)),
+        schemas=_named(settings[_PATH], current_user) if schemas is None else tuple(names),
         read_committed=isolation == "read committed",
         statement_timeout_ms=milliseconds(timeout or "0") or 0,
         refusal=refusal,

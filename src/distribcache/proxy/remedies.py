@@ -65,8 +65,8 @@ BYPASSES: dict[str, tuple[str, str]] = {
         "See `SHOW distribcache.help`; it may be set for the role or the database (`\\drds` in psql).",
     ),
     "temporary_schema": (
-        "The session has made temporary objects, whose names hide others.",
-        "Make them on connections of their own. Dropping them does not help, a new connection does.",
+        "The session has temporary objects, whose names hide others.",
+        "Drop them when they are done with (ON COMMIT DROP, DISCARD TEMP), or make them on connections of their own.",
     ),
     "client_encoding": ("The client's encoding is not UTF-8.", "SET client_encoding = 'UTF8'."),
     "standard_conforming_strings": (

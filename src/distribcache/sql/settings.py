@@ -87,6 +87,13 @@ _SCHEMAS = (
 )
 """NULL where the answer would make the session's temporary schema, which is to come first and is not there yet."""
 
+_TEMPORARY = (
+    "EXISTS (SELECT FROM pg_catalog.pg_depend WHERE refclassid OPERATOR(pg_catalog.=) '2615'"
+    " AND refobjid OPERATOR(pg_catalog.=) pg_catalog.pg_my_temp_schema())"
+)
+"""Does the session have a temporary object? Each depends on its schema (of class 2615, pg_namespace), by which the
+server itself finds them when a session ends."""
+
 
 def _literal(name: str) -> str:
     return "'" + name.replace("'", "''") + "'"
@@ -103,7 +110,7 @@ def scope_query(extra: tuple[str, ...] = (), *, prove_server: bool = True, state
         "session_user",
         "current_user",
         _SCHEMAS,
-        "pg_catalog.pg_my_temp_schema()",
+        _TEMPORARY,
         "pg_catalog.current_setting('default_transaction_isolation')",
         "pg_catalog.current_setting('statement_timeout')",
         "pg_catalog.pg_backend_pid()",
