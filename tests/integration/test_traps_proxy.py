@@ -128,8 +128,8 @@ def test_trap_5_a_sync_follows_what_went_up(
     if muted:
         plain = Standing.sent
 
-        def forgotten(self: Standing, *, awaiting: bool) -> None:
-            plain(self, awaiting=awaiting)
+        def forgotten(self: Standing, *, awaiting: bool, synced: bool = False) -> None:
+            plain(self, awaiting=awaiting, synced=synced)
             self.open = False
 
         monkeypatch.setattr(Standing, "sent", forgotten)
