@@ -195,11 +195,8 @@ def read_scope(row: list[bytes | None], idents: Idents, extra: tuple[str, ...] =
             bound = bound_ms * 1_000_000
     _, in_protocol = json.loads(prepared or "[null, null]")
     # What was prepared beside temporary objects may mean one of them, and nobody else has those.
-    alone = pid if temporary != "f" else None
-    content = (
-        database, session_user, current_user, schemas and tuple(names), alone, isolation, branch, as_of, workload,
-        settings, extra,
-    )  # fmt: skip
+    found = (*names, *([] if temporary == "f" else [pid])) if schemas else None
+    content = (database, session_user, current_user, found, isolation, branch, as_of, workload, settings, extra)
     return Scope(
         ident=idents.of(content),
         schemas=_named(settings[_PATH], current_user) if schemas is None else tuple(names),
