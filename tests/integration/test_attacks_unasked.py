@@ -36,6 +36,11 @@ CREATE OPERATOR <# (LEFTARG = json, RIGHTARG = json, FUNCTION = less);
 CREATE OPERATOR =# (LEFTARG = json, RIGHTARG = json, FUNCTION = same);
 CREATE OPERATOR CLASS sorted DEFAULT FOR TYPE json USING btree
 AS OPERATOR 1 <#, OPERATOR 3 =#, FUNCTION 1 sorts(json, json)"""
+_RANKED = b"""
+CREATE FUNCTION ranks(int, int) RETURNS int STABLE LANGUAGE plpgsql AS
+$$ BEGIN RETURN (SELECT way FROM ways) * btint4cmp($1, $2); END $$;
+CREATE OPERATOR <# (LEFTARG = int, RIGHTARG = int, FUNCTION = int4lt);
+CREATE OPERATOR CLASS ranked FOR TYPE int USING btree AS OPERATOR 1 <#, OPERATOR 3 =, FUNCTION 1 ranks(int, int)"""
 
 # What is made, what is read, what is done then (nothing, where the answer changes by itself), why it is refused.
 Case = tuple[list[bytes], bytes, bytes, bytes]
@@ -54,6 +59,9 @@ CASES: dict[str, Case] = {
          b"CREATE VIEW shown AS SELECT pg_temp.f(id) FROM stock"],
         b"SELECT * FROM shown", b"CREATE OR REPLACE FUNCTION pg_temp.f(int) RETURNS int IMMUTABLE RETURN -$1",
         b"temporary_relation",
+    ),
+    "operator of a class": (
+        [_RANKED], b"SELECT id FROM stock ORDER BY id USING <#", b"UPDATE ways SET way = -1", b"user_function",
     ),
     "operator class": ([_SORTED], b"SELECT doc FROM stock ORDER BY doc", b"UPDATE ways SET way = -1", b"user_function"),
     "cast": (
@@ -99,7 +107,8 @@ def _arguments(monkeypatch: pytest.MonkeyPatch) -> None:
 
 MUTES: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "type": lambda patch: patch.setattr(resolve, "is_temporary", lambda _: False),
-    "operator class": lambda patch: _closure(patch, "WHERE m.oid >= 16384", "WHERE false"),
+    "operator class": lambda patch: _closure(patch, "WHERE m.obj >= 16384", "WHERE false"),
+    "operator of a class": lambda patch: _closure(patch, "AND o.amopopr = d.obj", "AND false"),
     "cast": lambda patch: _closure(patch, "'clocked', ", "'clocked', false AND "),
     "argument": _arguments,
     "function of a row": lambda patch: patch.setattr(judgement, "_is_function", lambda *_: False),
@@ -127,6 +136,11 @@ def test_it_is_refused_for_what_it_is(client: RawClient, second: RawClient, dire
     if change:
         second.exchange(query(change))
         assert client.rows(query(read)) == direct.rows(query(read))
+
+
+def test_a_class_that_nobody_names_keeps_no_read_from_memory(client: RawClient, second: RawClient) -> None:
+    second.exchange(query(_RANKED))
+    warm(client, query(b"SELECT id FROM stock ORDER BY id"))
 
 
 @pytest.mark.sabotage

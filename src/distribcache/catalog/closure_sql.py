@@ -77,15 +77,20 @@ seed(what, number, cls, obj) AS MATERIALIZED (
   SELECT 'cast', 0, 'pg_cast'::regclass::oid, k.oid
   FROM pg_cast k WHERE k.oid >= 16384 AND k.castsource < 16384 AND k.casttarget < 16384
   UNION ALL
-  -- So do functions by which a user has built-in types sorted, hashed and compared.
-  SELECT 'cast', 0, 'pg_proc'::regclass::oid, m.amproc::oid
-  FROM pg_amproc m JOIN pg_opfamily y ON y.oid = m.amprocfamily
-  JOIN pg_am i ON i.oid = y.opfmethod AND i.amname IN ('btree', 'hash')
-  WHERE m.oid >= 16384 AND m.amproc::oid >= 16384 AND m.amproclefttype < 16384
-  UNION ALL
-  SELECT 'cast', 0, 'pg_operator'::regclass::oid, m.amopopr
-  FROM pg_amop m JOIN pg_am i ON i.oid = m.amopmethod AND i.amname IN ('btree', 'hash')
-  WHERE m.oid >= 16384 AND m.amopopr >= 16384 AND m.amoplefttype < 16384
+  -- So do functions by which a user has built-in types sorted, hashed and compared, in families that hold the default
+  -- class of a type or came with the server. Others take part where one of their operators is named, or in an index or
+  -- a partition's key, where they may decide what is looked at, but not what is found.
+  SELECT 'cast', 0, m.cls, m.obj
+  FROM (
+    SELECT amprocfamily, 'pg_proc'::regclass::oid, amproc::oid FROM pg_amproc
+    WHERE oid >= 16384 AND amproclefttype < 16384
+    UNION ALL
+    SELECT amopfamily, 'pg_operator'::regclass::oid, amopopr FROM pg_amop
+    WHERE oid >= 16384 AND amoplefttype < 16384
+  ) AS m(family, cls, obj)
+  JOIN pg_opfamily y ON y.oid = m.family JOIN pg_am i ON i.oid = y.opfmethod AND i.amname IN ('btree', 'hash')
+  WHERE m.obj >= 16384
+    AND (y.oid < 16384 OR EXISTS (SELECT FROM pg_opclass c WHERE c.opcfamily = y.oid AND c.opcdefault))
 ),
 dep(cls, obj, slot) AS (
   SELECT cls, obj, what = 'relation' FROM seed
@@ -130,6 +135,10 @@ dep(cls, obj, slot) AS (
     UNION ALL
     SELECT 'pg_operator'::regclass, r, false FROM pg_operator o, unnest(ARRAY[o.oprcom, o.oprnegate]) r
     WHERE d.cls = 'pg_operator'::regclass AND o.oid = d.obj AND r >= 16384
+    UNION ALL
+    SELECT 'pg_proc'::regclass, m.amproc::oid, false FROM pg_amop o JOIN pg_amproc m ON m.amprocfamily = o.amopfamily
+    JOIN pg_am i ON i.oid = o.amopmethod AND i.amname IN ('btree', 'hash')
+    WHERE d.cls = 'pg_operator'::regclass AND d.obj >= 16384 AND o.amopopr = d.obj AND m.amproc::oid >= 16384
     UNION ALL
     SELECT 'pg_proc'::regclass, k.castfunc, false FROM pg_cast k
     WHERE d.cls = 'pg_cast'::regclass AND k.oid = d.obj AND k.castfunc <> 0
