@@ -112,8 +112,11 @@ NO_INPUT = {
 }  # fmt: skip
 """Types of the server's own catalogues that take no literal."""
 
-REFUSED = {"timetz": b"time_dependent", "regclass": b"reg_type", "public.floatrange": b"user_cast"}
-"""Types of which no read is cached, and the refusal: a cast depends on the day, or is a function of the user's."""
+REFUSED = {
+    "timetz": b"time_dependent", "regclass": b"reg_type", "regproc": b"reg_type", "regprocedure": b"reg_type",
+    "regtype": b"reg_type",
+}  # fmt: skip
+"""Types of which no read is cached, and the refusal: a cast depends on the day, a name may be a temporary object's."""
 
 TYPES = [name for name in LITERALS if name not in NO_INPUT]
 

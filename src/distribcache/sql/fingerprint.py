@@ -6,7 +6,7 @@ parameters. Two texts with equal templates may still mean different queries to a
 
 from __future__ import annotations
 
-import postgast
+from distribcache.sql.parse import postgast
 
 __all__ = ["template"]
 

@@ -13,17 +13,20 @@ The tree is taken as JSON, not as protobuf messages: decoding and walking it is 
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 from typing import Any
-
-import postgast
-from postgast.native import lib
 
 from distribcache.sql.cacheability import Kind, Parsed, Refusal, Statement
 from distribcache.sql.kinds import EMPTY, statement_of
 
 __all__ = ["MAX_OUTLINE", "MAX_TEXT", "ParseError", "expression_tree", "read", "tree_of"]
+
+# No plain imports: one of its stubs is not valid Python, and whoever checks the types of a program that uses the
+# library would see nothing but that.
+postgast: Any = importlib.import_module("postgast")
+lib: Any = importlib.import_module("postgast.native").lib
 
 MAX_TEXT = 64 * 1024
 MAX_OUTLINE = 1024 * 1024
