@@ -237,6 +237,7 @@ class InnerProxy:
     def hold_stream(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """From now on nothing of the change stream arrives, as if it were late: after the next commit W is behind."""
         monkeypatch.setattr(Reader, "_slice", lambda *_: False)
+        self.call(asyncio.sleep(0))  # a slice that had begun is over
 
     def stop(self) -> None:
         """May be called twice."""
