@@ -16,6 +16,7 @@ from published import members, pgoutput_alone, publish, unpublish
 from wait import until
 
 from distribcache.cli.postgres import Postgres
+from distribcache.clock import now_ns
 from distribcache.coherence import looking
 from distribcache.coherence.link import Link
 
@@ -255,12 +256,13 @@ async def added_under_a_writer(database: Database) -> bool:
             await writer.execute("UPDATE t SET v = 1")
             epoch = one.coherence.epoch
             await asyncio.to_thread(database.execute, "ALTER PUBLICATION distribcache_ud ADD TABLE ONLY t")
+            added_at = now_ns()
 
             def looked() -> bool:
                 one.coherence.note_traffic()
-                return one.coherence.epoch != epoch or (
-                    one.coherence.serving and not one.coherence.coverage.settle_at
-                )
+                coverage = one.coherence.coverage
+                seen = coverage.full_at > added_at and not coverage.settle_at
+                return one.coherence.epoch != epoch or (one.coherence.serving and seen)
 
             await eventually(looked, one.coherence.report)
             held = None
