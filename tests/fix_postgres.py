@@ -84,10 +84,13 @@ if Postgres.folder is not None:
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(Postgres.folder))
 
 
-def create_database(server: Postgres, prefix: str = "test") -> Database:
+def create_database(server: Postgres, prefix: str = "test", *, encoding: str = "") -> Database:
+    """``encoding``: another one than the server's own, in the locale that goes with all of them."""
     name = f"{prefix}_{next(_numbers)}"
     with psycopg.connect(server.conninfo(), autocommit=True) as connection:
         how = sql.SQL("STRATEGY file_copy" if connection.info.server_version >= 150000 else "")
+        if encoding:
+            how += sql.SQL(" TEMPLATE template0 ENCODING {} LOCALE 'C'").format(encoding)
         connection.execute(sql.SQL("CREATE DATABASE {} {}").format(sql.Identifier(name), how))
     return Database(server, name)
 

@@ -15,8 +15,9 @@ from distribcache.proxy.local import State, consider_run, key_of, statement_of, 
 from distribcache.proxy.lookup import WAIT, Wait, consider, is_ping, miss, only, start_fill
 from distribcache.proxy.node import Outcome
 from distribcache.proxy.prepared import Prepared
-from distribcache.proxy.replies import UNREAD, Op
+from distribcache.proxy.replies import Op
 from distribcache.proxy.simple import begin_meaning
+from distribcache.proxy.unnamed import refused
 from distribcache.sql.cacheability import Kind, Parsed, dangerous_parameter
 from distribcache.sql.effects import CONTROL, NEUTRAL, UNKNOWN, Effects, effects
 from distribcache.wire.messages import Back, Front, close
@@ -290,14 +291,16 @@ def resend(s: Session, kept: bytes) -> bytes:
 
 def _when_parsed(s: Session, name: bytes, prepared: Prepared, schema: int, calm: bool) -> Done:
     def parsed(reply: int, message: bytes) -> None:
-        if not name and not (reply == Back.ERROR and UNREAD in message):  # succeeded or not, the one before is gone
-            s.unsettled = None
-            s.statements.pop(b"", None)
-        if reply == 0x31:  # ParseComplete
+        if reply == Back.PARSE_COMPLETE:
+            if not name:
+                s.unsettled = None
             prepared.proved = schema
             s.statements[name] = prepared
             s.hot.names.pop(name, None)
-        elif calm and reply == Back.ERROR:
+            return
+        if not name:
+            refused(s, prepared.sql, message, s.unsettled, ran=False)
+        if calm:
             s.txn.ddl = s.txn.poll = False
 
     return parsed
@@ -305,7 +308,7 @@ def _when_parsed(s: Session, name: bytes, prepared: Prepared, schema: int, calm:
 
 def _when_bound(s: Session, message: Message, schema: int, calm: bool) -> Done:
     def bound(reply: int, _: bytes) -> None:
-        if reply == 0x32:  # BindComplete
+        if reply == Back.BIND_COMPLETE:
             statement = s.statements.get(message.name)
             if not message.portal:
                 s.hot.portal = s.unsettled_portal = AS_UPSTREAM
@@ -320,7 +323,7 @@ def _when_bound(s: Session, message: Message, schema: int, calm: bool) -> Done:
 
 def _when_closed(s: Session, name: bytes) -> Done:
     def closed(reply: int, _: bytes) -> None:
-        if reply == 0x33:  # CloseComplete
+        if reply == Back.CLOSE_COMPLETE:
             if not name:
                 s.unsettled = None
             s.statements.pop(name, None)

@@ -5,14 +5,16 @@ What such a message does is unknown, so it counts as the worst it could be.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from distribcache.errors import ClientError
 from distribcache.proxy.forward import resend
 from distribcache.proxy.node import Outcome
 from distribcache.proxy.replies import Op
+from distribcache.proxy.unnamed import refused
 from distribcache.sql.effects import UNKNOWN
-from distribcache.wire.messages import SYNC, Front
+from distribcache.wire.messages import SYNC, Back, Front
 
 if TYPE_CHECKING:
     from distribcache.proxy.session import Session
@@ -31,11 +33,22 @@ def forward(s: Session, data: bytes) -> int:
     s.failure = None  # the server says so by itself
     before = _before(s, data)
     s.apply(UNKNOWN)
-    s.replies.expect(Op(kind))
+    s.replies.expect(Op(kind, done=_when_refused(s, data)))
     s.sent(awaiting=kind in (Front.QUERY, Front.FUNCTION_CALL))
     s.wires.to_upstream(before + data)
     s.outcome = Outcome("bypass", reason="too_large")
     return len(data)
+
+
+def _when_refused(s: Session, data: bytes) -> Callable[[int, bytes], None] | None:
+    if data[0] != Front.QUERY and (data[0] != Front.PARSE or data[5]):
+        return None
+
+    def answered(kind: int, message: bytes) -> None:
+        if kind == Back.ERROR:
+            refused(s, None, message, None, ran=True)
+
+    return answered
 
 
 def _before(s: Session, data: bytes) -> bytes:

@@ -24,15 +24,12 @@ from distribcache.proxy.fill import Fill
 from distribcache.wire.buffer import MAX_MESSAGE
 from distribcache.wire.messages import BIND_COMPLETE, PARSE_COMPLETE
 
-__all__ = ["BARE", "DESCRIBED", "PARSED_BARE", "PARSED_DESCRIBED", "UNREAD", "Op", "Replies"]
+__all__ = ["BARE", "DESCRIBED", "PARSED_BARE", "PARSED_DESCRIBED", "Op", "Replies"]
 
 _length = Struct("!I").unpack_from
 
 DESCRIBED, BARE, PARSED_DESCRIBED, PARSED_BARE = b"bvpw"
 """Kinds of ``Op`` that are a whole unit: ``[Parse] Bind [Describe portal] Execute Sync``."""
-
-UNREAD = b"\0C22021\0"
-"""In the error about a text in another encoding: the server has not read it, so what was prepared before still is."""
 
 CONTROL_CAP = 64 * 1024 * 1024
 """Largest message other than rows and copy data that is accepted from a server, bytes."""

@@ -9,9 +9,10 @@ from distribcache.catalog.statement import Analysis
 from distribcache.proxy.answer import READY, describe_rows, rows
 from distribcache.proxy.lookup import WAIT, consider, find, is_ping, miss, only, serve_entry, start_fill
 from distribcache.proxy.node import Outcome
-from distribcache.proxy.replies import UNREAD, Op
+from distribcache.proxy.replies import Op
 from distribcache.proxy.shows import gathered, own_table
 from distribcache.proxy.transaction import control
+from distribcache.proxy.unnamed import refused
 from distribcache.sql.cacheability import Kind, Parsed, Statement
 from distribcache.sql.effects import CONTROL, UNKNOWN
 from distribcache.wire.messages import EMPTY_QUERY, Back, Front, command_complete
@@ -136,26 +137,31 @@ def query(s: Session, message: bytes) -> bool:
         return False
     missed = miss(s, fill, outcome)
     before = s.questions.begin() if s.txn.local else b""
+    refused_by = _when_refused(s, sql)
     s.forget_unnamed()
     if fill is not None:
         s.fills.append(fill)
     s.report(missed)
-    s.replies.expect(Op(Front.QUERY, fill=fill))
+    s.replies.expect(Op(Front.QUERY, fill=fill, done=refused_by))
     s.sent(awaiting=True)
     s.wires.to_upstream(before + message)
     return True
 
 
-def _mistyped(s: Session, *, calm: bool) -> Callable[[int, bytes], None]:
-    """A text that the server does not understand either was never run, so it is no alarm; nor is another, if ``calm``.
+def _when_refused(s: Session, sql: bytes, *, mistyped: bool = False) -> Callable[[int, bytes], None] | None:
+    """``mistyped``: a text that the server does not understand either was never run, so it is no alarm. None: it is
+    understood, and holds no character that a database may not have.
     """
+    if not mistyped and sql.isascii():
+        return None
     kept = s.hot.kept
 
     def answered(kind: int, message: bytes) -> None:
-        if kind == Back.ERROR and calm and b"\0C42601\0" in message:
+        if kind != Back.ERROR:
+            return
+        if mistyped and b"\0C42601\0" in message:
             s.txn.ddl = s.txn.everywhere = s.txn.poll = False
-        if kind == Back.ERROR and UNREAD in message:
-            s.hot.kept = kept
+        refused(s, sql, message, kept, ran=True)
 
     return answered
 
@@ -182,7 +188,8 @@ def _forward(
         return False
     before = s.questions.begin() if s.txn.local else b""
     calm = not s.txn.ddl and not s.txn.poll
-    mistyped = _mistyped(s, calm=calm) if parsed is not None and parsed.error else None
+    mistyped = calm and parsed is not None and bool(parsed.error)
+    done = _when_refused(s, message[5:-1], mistyped=mistyped)
     s.forget_unnamed()
     s.apply(effect, None if one is None else one.kind, chain=one is not None and one.chain)
     if one is not None and one.kind is Kind.BEGIN:
@@ -191,7 +198,7 @@ def _forward(
         s.begin = "transaction_unknown"
     if outcome is not None:
         s.report(outcome)
-    s.replies.expect(Op(Front.QUERY, done=mistyped))
+    s.replies.expect(Op(Front.QUERY, done=done))
     ends = one is not None and one.kind in (Kind.COMMIT, Kind.ROLLBACK) and not one.chain and not s.open
     s.sent(awaiting=True)
     if ends and s.will_ask():

@@ -26,8 +26,9 @@ from distribcache.proxy.lookup import WAIT, miss, only, start_fill
 from distribcache.proxy.node import Outcome
 from distribcache.proxy.prepared import Prepared
 from distribcache.proxy.replies import BARE, DESCRIBED, PARSED_BARE, PARSED_DESCRIBED, Op
+from distribcache.proxy.unnamed import refused
 from distribcache.sql.cacheability import Kind
-from distribcache.wire.messages import PARSE_COMPLETE, SYNC, Front, describe, execute
+from distribcache.wire.messages import PARSE_COMPLETE, SYNC, Back, Front, describe, execute
 
 if TYPE_CHECKING:
     from distribcache.proxy.session import Session
@@ -108,9 +109,8 @@ def single(s: Session, data: bytes) -> int:
     workload = (scope.workload or analysis.workload).value
     s.report(miss(s, fill, Outcome(tables=",".join(analysis.tables), workload=workload)))
     op = Op(kind, fill=fill)
-    if parse is not None:  # whether it will succeed or not, the one before is gone
-        s.statements.pop(b"", None)
-        hot.kept = None
+    if parse is not None:
+        s.unsettled, hot.kept = hot.kept, None
         op.done = _when_parsed(s, statement, words[SCHEMA])
     if fill is not None:
         s.fills.append(fill)
@@ -123,7 +123,10 @@ def single(s: Session, data: bytes) -> int:
 def _when_parsed(s: Session, prepared: Prepared, schema: int) -> Callable[[int, bytes], None]:
     def parsed(kind: int, message: bytes) -> None:
         if kind == _PARSED:
+            s.unsettled = None
             prepared.proved = schema
             s.statements[b""] = prepared
+        elif kind == Back.ERROR and prepared.proved != schema:
+            refused(s, prepared.sql, message, s.unsettled, ran=False)
 
     return parsed
