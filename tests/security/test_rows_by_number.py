@@ -171,7 +171,7 @@ def test_row_17_a_thousand_half_open_connections(database: Database, make_proxy:
     number = 1000 if most == resource.RLIM_INFINITY else min(1000, most - 300)
     proxy = make_proxy(database.url(), {"listen.max_unauthenticated": "100", "listen.login_timeout": "1s"})
     crowd: list[Bare] = []
-    with proxy.connect() as patient:
+    with proxy.connect_at_last() as patient:
         try:
             for _ in range(number):
                 crowd.append(Bare(proxy.host, proxy.port))

@@ -17,7 +17,7 @@ from wait import until
 def survives(proxy: ProxyProcess) -> None:
     """The process goes on serving others and has printed no traceback."""
     assert proxy.process.poll() is None
-    with proxy.connect() as connection:
+    with proxy.connect_at_last() as connection:
         assert connection.execute("SELECT 42").fetchone() == (42,)
     assert "Traceback" not in "".join(proxy.log)
 
@@ -174,7 +174,7 @@ def test_slowloris_is_disconnected(database: Database, make_proxy: MakeProxy) ->
     """Security row 17."""
     proxy = make_proxy(database.url(), {"listen.login_timeout": "2s"})  # longer than a login on a busy machine
     with ExitStack() as stack:
-        patient = stack.enter_context(proxy.connect())  # whoever has logged in stays
+        patient = stack.enter_context(proxy.connect_at_last())  # whoever has logged in stays
         slow = [stack.enter_context(bare(proxy.host, proxy.port)) for _ in range(3)]
         for client, first in zip(slow, (b"", startup(database=database.name)[:20], SSL_REQUEST), strict=True):
             client.send(first)
