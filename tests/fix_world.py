@@ -16,6 +16,7 @@ from rawclient import RawClient
 from wait import until
 
 from distribcache.cli.postgres import Postgres
+from distribcache.coherence.lsn import parse_lsn
 
 __all__ = ["World", "until_hits", "world"]
 
@@ -36,6 +37,21 @@ class World:
 
     def hits(self) -> float:
         return self.proxy.statistics()["hits_total"]
+
+    def quiet(self) -> int:
+        """How many alarms there were, when the stream has brought all that was committed and none is pending."""
+        shown: dict[str, str] = {}
+        with self.proxy.connect() as watch:
+
+            def arrived() -> bool:
+                ((position,),) = self.database.execute("SELECT pg_current_wal_flush_lsn()::text")
+                watch.execute("SELECT count(*) FROM item")
+                shown.update(watch.execute("SHOW distribcache.freshness").fetchall())
+                done = shown["serving"] == "True" and shown["pending_alarms"] == "0"
+                return done and parse_lsn(shown["applied"].encode()) >= parse_lsn(str(position).encode())
+
+            until(arrived, lambda: f"never quiet: {shown}")
+        return int(shown["alarms"])
 
 
 @pytest.fixture(scope="module")

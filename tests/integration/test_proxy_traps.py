@@ -216,7 +216,7 @@ def test_a_mistyped_statement_is_no_alarm(world: World, mistake: str) -> None:
             return int(dict(watch.execute("SHOW distribcache.freshness").fetchall())["alarms"])
 
     with world.through() as client:
-        before = alarms()
+        before = world.quiet()  # an earlier test's alarm may come once more with the stream
         assert b"E" in [each[:1] for each in client.exchange(b"".join(MISTYPED[mistake]))]
         assert alarms() == before
         # The same mistake behind something that is one, in the same transaction and not rolled back by it.
