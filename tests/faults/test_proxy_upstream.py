@@ -125,7 +125,8 @@ def test_the_server_dies_in_the_middle_of_a_reply(shop: Database, relay: Relay, 
 
 def test_a_frozen_network_freezes_one_client_only(shop: Database, relay: Relay, relayed: ProxyProcess) -> None:
     text = relayed.conninfo(application_name="victim")
-    with psycopg.connect(text, autocommit=True) as victim, relayed.connect() as other:
+    # What psycopg would prepare by itself would go upstream once more.
+    with psycopg.connect(text, autocommit=True, prepare_threshold=None) as victim, relayed.connect() as other:
         hot(victim)
         relay.thawed.clear()
         with bare(relayed.host, relayed.port) as stuck:

@@ -28,6 +28,8 @@ from fix_proxy import InnerProxy, MakeInnerProxy
 from followed import Followed, Held, eventually, following
 from inside import coherence_of
 
+from distribcache.clock import now_ns
+
 READ = "SELECT value FROM stock"
 STOCK = ("CREATE TABLE stock (value int)", "INSERT INTO stock VALUES (1)")
 
@@ -122,7 +124,14 @@ async def test_nor_by_a_timeout_of_idle_slots(make_postgres: MakePostgres) -> No
         )
         assert rows == [(True, None)]
         await run(database, "SELECT pg_drop_replication_slot('forgotten')")
-        await followed.serving()  # a reload of the settings is looked at twice
+        coverage, behind = followed.coherence.coverage, now_ns()
+
+        def settled() -> bool:
+            """A reload of the settings is looked at twice."""
+            followed.coherence.note_traffic()
+            return coverage.quick_at > behind and coverage.serving and not coverage.settle_at
+
+        await eventually(settled, followed.coherence.report)
         assert followed.coherence.epoch == held.epoch
         await goes_on(followed, database, await followed.filled(READ, "stock"))
 

@@ -110,7 +110,7 @@ def pair(shop: Database, make_proxy: MakeProxy) -> Iterator[Pair]:
 
 def test_a_worker_that_is_killed_is_started_again_and_the_others_go_on(pair: Pair, shop: Database) -> None:
     proxy = pair.proxy
-    time.sleep(1.2)  # what it has counted is told once a second
+    time.sleep(3)  # what it has counted is told once a second
     before = proxy.statistics()
     os.kill(pair.one, signal.SIGKILL)
     with pytest.raises(psycopg.OperationalError):
