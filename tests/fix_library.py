@@ -27,7 +27,7 @@ from distribcache.library import planning
 __all__ = ["Shop", "cache", "hit", "hit_sync", "settled", "shop"]
 
 planning._PATIENCE_S = 30.0  # type: ignore[misc]  # a busy machine may need more than a second for an analysis
-PATIENT = {"freshness_hit_wait": "2s", "freshness_max_staleness": "10s"}
+PATIENT = {"freshness_hit_wait": "2s", "freshness_max_staleness": "10s", "cache_single_flight_wait": "60s"}
 # Roles are the server's, and other tests have some of these names too.
 ROLES = """
 DO $$ DECLARE name text; BEGIN

@@ -12,6 +12,7 @@ import pytest
 from fix_postgres import Database
 from fix_proxy import InnerProxy
 from fix_stock import warm
+from inside import quiet
 from muted import kept_and_muted
 from rawclient import RawClient, run
 from wait import until
@@ -127,6 +128,7 @@ def test_code_that_defines_nothing_is_no_alarm(
         """CREATE FUNCTION created_at() RETURNS int LANGUAGE plpgsql AS
         'BEGIN INSERT INTO log VALUES (2); RETURN 1; END'""",
     )
+    quiet(inner, stock)
     learn(inner)
     (coherence,) = inner.proxy.databases
     warm(client, READ)

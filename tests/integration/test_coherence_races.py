@@ -259,7 +259,8 @@ async def test_a_membership_revoked_from_another_database_ends_hits(database: Da
 
 async def test_noise_does_not_drop_the_cache(database: Database) -> None:
     await asyncio.to_thread(database.execute, "CREATE TABLE u (v int)", "INSERT INTO u VALUES (1)")
-    async with following(database.server.conninfo(), database.name) as followed:
+    # Where a stream is late by half of this, a look that finds nothing new is not believed.
+    async with following(database.server.conninfo(), database.name, schema_poll_s=120) as followed:
         await eventually(lambda: followed.coherence.coverage.settle_at == 0)
         held = await followed.filled("SELECT v FROM u", "u")
         noise = (

@@ -57,8 +57,8 @@ class Demo:
                 continue
         return found
 
-    def gone(self, seconds: float = 15) -> None:
-        until(lambda: not self.left_behind(), lambda: f"left behind: {self.left_behind()}", seconds)
+    def gone(self) -> None:
+        until(lambda: not self.left_behind(), lambda: f"left behind: {self.left_behind()}")
 
     def read_until(self, text: str) -> str:
         """Standard output up to the line that holds the text."""
@@ -94,7 +94,7 @@ def start() -> Iterator[Callable[..., Demo]]:
     for demo in running:
         demo.process.kill()
         demo.process.communicate()
-        until(lambda demo=demo: not demo.left_behind(), "demo left something behind", 15)  # type: ignore[misc]
+        until(lambda demo=demo: not demo.left_behind(), "demo left something behind")  # type: ignore[misc]
         shutil.rmtree(demo.folder)
 
 
@@ -155,7 +155,7 @@ def test_nothing_survives_a_killed_demo(start: Callable[..., Demo]) -> None:
     demo.read_until("of 600 s:")
     demo.process.kill()
     demo.process.communicate()
-    demo.gone(30)
+    demo.gone()
 
 
 def test_without_the_wheel_it_says_what_to_install(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -174,7 +174,7 @@ def play(
             for row in range(ROWS):
                 newest = max(value for _, value in truth.everywhere[row])
                 try:
-                    until(lambda: connection.execute(sql(row)).fetchone() == (newest,), seconds=3 * BOUND)  # noqa: B023
+                    until(lambda: connection.execute(sql(row)).fetchone() == (newest,), seconds=20 * BOUND)  # noqa: B023
                 except AssertionError:
                     total.stale.append(f"for ever: {kind} row {row}")
     return total

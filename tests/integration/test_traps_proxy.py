@@ -217,9 +217,15 @@ def test_trap_9_the_collector_does_not_walk_entries(
 
         monkeypatch.setattr(standing, "make_entry", with_a_list)
     warm(client, query(READ))
-    gc.collect()
-    gc.collect()  # a tuple that holds a tuple is left alone one collection later
-    assert {gc.is_tracked(entry) for entry in inner.proxy.node.l1.entries.values()} == {muted}
+
+    def walked() -> set[bool]:
+        gc.collect()
+        return {gc.is_tracked(entry) for entry in inner.proxy.node.l1.entries.values()}
+
+    walked()
+    if not muted:  # a tuple that holds a tuple is left alone one collection later, and none begins during another
+        until(lambda: walked() == {False}, "it walks them")
+    assert walked() == {muted}
 
 
 @kept_and_muted
@@ -239,12 +245,17 @@ def test_trap_10_hits_stop_for_a_client_that_does_not_read(
     if muted:
         until(lambda: transport.get_write_buffer_size() > 20 << 20, "no harm")
         return
-    until(lambda: session.hot.paused, "never paused")
-    hits = session.hot.hits
-    with inner.connect() as other:  # others are served meanwhile, and time passes
-        for _ in range(20):
-            assert other.execute("SELECT count(*) FROM stock").fetchone() == (2,)
-    assert session.hot.hits == hits
+    with inner.connect() as other:
+
+        def paused() -> bool:
+            """Nothing more is said to it while others are served; at first the system may still take some of it."""
+            hits = session.hot.hits
+            for _ in range(20):
+                assert other.execute("SELECT count(*) FROM stock").fetchone() == (2,)
+            return session.hot.paused and session.hot.hits == hits
+
+        until(paused, "never paused")
+    assert session.hot.hits < 150
     assert transport.get_write_buffer_size() < 2 << 20
     for _ in range(300):
         assert len(client.rows_until_ready()[0][0] or b"") == 200_000
