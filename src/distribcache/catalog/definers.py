@@ -12,7 +12,8 @@ Rules:
 3. Until that is known for the present catalogue, anything may. What cannot be told apart may too. It is asked while
    alarms are pending as well: else every statement that comes meanwhile would raise the next one.
    For the same reason a read that could not be analysed, as none can while an alarm is pending, has to call such code
-   by name. What it reaches unnamed, through a view, is seen by the poll that every opaque statement asks for.
+   by name; so has one that was prepared then, and is not taken for its text ever since. What it reaches unnamed,
+   through a view, is seen by the poll that it asks for where there is such code (``hidden``).
 4. Where the event trigger announces every change (``announcing``), only DO is looked at: it may change roles.
 """
 
@@ -82,7 +83,8 @@ found(oid, name) AS (
 )
 SELECT (SELECT coalesce(array_agg(DISTINCT name), '{{}}') FROM found), yes, EXISTS (
   SELECT FROM found d JOIN pg_depend p ON p.refclassid = 'pg_proc'::regclass AND p.refobjid = d.oid
-  WHERE p.classid NOT IN ('pg_proc'::regclass, 'pg_trigger'::regclass))
+  WHERE p.classid NOT IN ('pg_proc'::regclass, 'pg_trigger'::regclass, 'pg_event_trigger'::regclass,
+                          'pg_language'::regclass, 'pg_foreign_data_wrapper'::regclass))
 FROM fired
 """
 """One row: names of the functions that may define, in lower case; does a trigger; does anything else reach one?"""
@@ -156,6 +158,12 @@ class Definers:
         if known is None or known.names is None:
             return analysed or not kinds <= _READS or any(map(_calls, parsed.statements))
         return known.may(sql, kinds, analysed=analysed)
+
+    @property
+    def hidden(self) -> bool:
+        """May something that does not name it reach code that defines?"""
+        known = self._known if self.known else None
+        return known is not None and (known.names is None or known.reached)
 
     @property
     def known(self) -> bool:

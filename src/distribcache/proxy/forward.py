@@ -128,7 +128,9 @@ def _judge(
     analysis, outcome = considered
     schema = s.coherence.words[SCHEMA]
     pure = analysis is not None and analysis.pure and statement.runs_as_written(analysis.meaning, schema)
-    effect = s.effects_of(sql, parsed, pure=pure, analysed=analysis is not None, prepared=statement)
+    # Of a statement that may mean something else than its text the analysis says nothing.
+    analysed = analysis is not None and (pure or not analysis.pure)
+    effect = s.effects_of(sql, parsed, pure=pure, analysed=analysed, prepared=statement)
     plan.effects.append((effect, kind, False))
     if not is_ping(sql):
         plan.outcome = outcome

@@ -238,9 +238,13 @@ class Standing:
     ) -> Effects:
         """What a text that goes upstream may do; ``prepared``: as that. ``analysed``: else ``pure`` says nothing."""
         found = effects(sql, parsed, pure=pure, quiet=lambda: self._is_quiet(parsed, prepared))
-        if self.coherence.mode == "wal" and self.database.analyst.definers.may(sql, parsed, found, analysed=analysed):
+        definers = self.database.analyst.definers
+        if self.coherence.mode != "wal":
+            return found
+        if definers.may(sql, parsed, found, analysed=analysed):
             return replace(found, ddl=True, code=True)
-        return found
+        unread = not analysed and found.impure and found.opaque
+        return replace(found, poll=True) if unread and definers.hidden else found
 
     def _is_quiet(self, parsed: Parsed, prepared: Prepared | None) -> bool:
         """Is it a write that leaves the session what it is (``catalog.writes``)? A value of a user's type may run code
