@@ -62,12 +62,18 @@ class Database:
         return psycopg.connect(self.conninfo(user), autocommit=True, **more)
 
     def execute(self, *statements: str) -> list[tuple[Any, ...]]:
-        """Run statements one by one as superuser; the rows of the last one, if it has any."""
+        """Run statements one by one as superuser; the rows of the last one, if it has any.
+
+        The server's counters know of it as well. They would be late by up to ten seconds, and a look at the catalogue
+        sees some of them.
+        """
         with self.connect() as connection:
             cursor = connection.cursor()
             for statement in statements:
                 cursor.execute(statement)
-            return cursor.fetchall() if cursor.description else []
+            rows = cursor.fetchall() if cursor.description else []
+            connection.execute("SELECT pg_stat_force_next_flush()")
+            return rows
 
 
 _MEMORY = Path("/dev/shm")

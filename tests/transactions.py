@@ -33,7 +33,9 @@ __all__ = ["COUNT", "PROTOCOLS", "READ", "STOCK", "Stage", "begins", "played", "
 READ = "SELECT name, price FROM item WHERE id = 7"
 COUNT = "SELECT count(*), sum(price) FROM item"
 STOCK = (
-    "CREATE TABLE item (id int PRIMARY KEY, name text NOT NULL, price int)",
+    # New rows go where half of the page is free. A new version of one that does not fit beside it is put into the index
+    # as well, and at serializable the server takes that for a conflict with whoever has looked there.
+    "CREATE TABLE item (id int PRIMARY KEY, name text NOT NULL, price int) WITH (fillfactor = 50)",
     "CREATE TABLE part (id int PRIMARY KEY, item int REFERENCES item DEFERRABLE INITIALLY DEFERRED)",
     """CREATE PROCEDURE pay(commits bool) LANGUAGE plpgsql AS
     'BEGIN UPDATE item SET price = price + 1 WHERE id = 7; IF commits THEN COMMIT; END IF; END'""",
@@ -88,12 +90,21 @@ class Stage:
             self.out.execute(_FILL)
             self._rows = self.out.execute(_ROWS).fetchone()
 
+    def define(self, sql: str) -> None:
+        """Change the catalogue, and the server's counters at once: a look sees them, and they may be seconds late."""
+        self.out.execute(sql.encode())
+        self.out.execute("SELECT pg_stat_force_next_flush()")
+
     def arrived(self) -> None:
         """What is committed now is in the ledger, and an answer that is read from now on may be kept."""
         row = self.late.execute("SELECT pg_current_wal_flush_lsn()").fetchone()
         assert row is not None
         lsn = parse_lsn(row[0])
         until(lambda: self._followed().words[V] >= lsn, "the stream is late")
+
+    def alarms(self) -> dict[str, int]:
+        """Why the database was not served for a while, and how often."""
+        return dict(self._followed().counters.alarms_by)
 
     def _followed(self) -> DatabaseCoherence:
         (one,) = (each for each in self.proxy.proxy.databases if isinstance(each, DatabaseCoherence))
@@ -132,6 +143,7 @@ def played(
 ) -> int:
     """Play it both ways and compare; returns how many answers came from memory. ``must``: those that may, do."""
     answers: dict[bool, list[tuple[str, list[bytes]]]] = {False: [], True: []}
+    became = []
     hits = 0
     for through in (False, True):
         stage.reset()
@@ -155,7 +167,8 @@ def played(
                 if not through or not mark:
                     continue
                 status = last(clients[who])
-                where = f"{line!r} was {status} in {script}"
+                became.append((line, status[0], status[2]))
+                where = f"{line!r} was {status} in {script}; so far {became}, alarms {stage.alarms()}"
                 hits += status[0] == b"hit"
                 if mark == "-" or not served:
                     assert status[0] != b"hit", where

@@ -378,7 +378,7 @@ def test_defaults(stage: Stage, how: str, protocol: str) -> None:
             parameters = settings
         else:
             for name, value in settings.items():
-                stage.out.execute(f"ALTER {whom} SET {name} = '{value}'".encode())
+                stage.define(f"ALTER {whom} SET {name} = '{value}'")
         try:
             for begin in part(PLAINLY, 4, number // 2):
                 script = [*ahead, f"me: {READ}", f"me: {READ}", f"me: {begin}", *OUTSIDE]
@@ -388,7 +388,7 @@ def test_defaults(stage: Stage, how: str, protocol: str) -> None:
                 )  # fmt: skip
         finally:
             if how.startswith("ALTER"):
-                stage.out.execute(f"ALTER {whom} RESET ALL".encode())
+                stage.define(f"ALTER {whom} RESET ALL")
     assert hits
 
 
