@@ -19,6 +19,7 @@ from rawclient import RawClient, run
 from relay import Relay
 from wait import until
 
+from distribcache.coherence.catalogue import Catalogue
 from distribcache.proxy import connection
 from distribcache.proxy.session import Session
 from distribcache.wire.messages import SYNC, bind, execute, parse, query
@@ -281,3 +282,23 @@ def test_a_client_that_is_accepted_while_the_proxy_ends_is_let_go(stock: Databas
                 pass
     finally:
         listener.stopped = False
+
+
+# ---- the catalogue cannot be asked ----
+
+
+def test_a_read_about_which_the_catalogue_cannot_be_asked_says_so(
+    client: RawClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is answered by the server, and by memory once that can be asked."""
+    warm(client, query(READ))
+    again = query(b"SELECT count(*) + 1 FROM stock WHERE value = 2")
+
+    async def cannot(*_: object) -> list[tuple[object, ...]]:
+        raise OSError("gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Catalogue, "ask", cannot)
+        assert client.rows(again) == [[b"2"]]
+        assert client.rows(query(b"SHOW distribcache.last"))[0][:3] == [b"refused", None, b"analysis_failed"]
+    warm(client, again)

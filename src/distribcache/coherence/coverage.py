@@ -55,8 +55,8 @@ __all__ = ["SETTLE_NS", "Coverage"]
 
 SETTLE_NS = 1_000_000_000
 _PENDING = 256
-# Alarms of ours without a transaction; the others come from the proxy and may have been raised too early.
 _EMPTY = "empty_transaction"
+# Alarms of ours without a transaction; the others come from the proxy and may have been raised too early.
 _OWN = frozenset({"starting", "changed_poll"})
 
 

@@ -38,6 +38,7 @@ WAIT: Final[Literal[Wait.WAIT]] = Wait.WAIT
 
 _PATIENCE = 1.0
 """Seconds that a statement waits for its analysis; the question goes on without it."""
+_FAILED = "analysis_failed"
 _PINGS = frozenset({b"select 1", b""})
 _LONGEST_PING = 64
 _READS = (Kind.READ, Kind.SHOW, Kind.EMPTY)
@@ -74,9 +75,11 @@ def consider(s: Session, sql: bytes, parsed: Parsed) -> Considered | Wait:
     analyst = s.database.analyst
     analysis = analyst.recall(sql, scope.schemas)
     if analysis is None and "analysis" not in s.tried:
-        s.wait("analysis", asyncio.wait_for(analyst.analyse(sql, scope.schemas), _PATIENCE))
+        s.wait("analysis", asyncio.wait_for(_analysed(s, sql, scope), _PATIENCE))
         return WAIT
     if analysis is None:
+        if not why and _FAILED in s.tried:
+            return None, Outcome("refused", reason=_FAILED)
         return None, Outcome("bypass", reason=why or "analysis_unsettled")
     tables, workload = ",".join(analysis.tables), (scope.workload or analysis.workload).value
     if why:
@@ -90,6 +93,12 @@ def consider(s: Session, sql: bytes, parsed: Parsed) -> Considered | Wait:
             return WAIT
         return analysis, Outcome("bypass", reason="scope_unknown", tables=tables, workload=workload)
     return analysis, Outcome(tables=tables, workload=workload)
+
+
+async def _analysed(s: Session, sql: bytes, scope: Scope) -> None:
+    analysis = await s.database.analyst.analyse(sql, scope.schemas)
+    if analysis.refusal is not None and analysis.refusal.code == _FAILED:
+        s.tried.add(_FAILED)
 
 
 def find(s: Session, key: Key, analysis: Analysis) -> Entry | Wait | None:
