@@ -87,7 +87,7 @@ def cluster_of(primaries: int = 3, replicas: int = 1, **more: Any) -> Iterator[l
     try:
         for server in servers:
             server.start()
-        form_cluster(servers, replicas)
+        form_cluster(servers, replicas, 120.0)
         yield servers
     finally:
         for server in servers:
@@ -96,7 +96,7 @@ def cluster_of(primaries: int = 3, replicas: int = 1, **more: Any) -> Iterator[l
 
 @pytest.fixture(scope="session")
 def valkey_cluster() -> Iterator[list[Valkey]]:
-    with cluster_of() as servers:
+    with cluster_of(options={"cluster-node-timeout": "60000"}) as servers:  # nobody here goes away
         yield servers
 
 
