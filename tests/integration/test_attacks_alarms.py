@@ -15,9 +15,11 @@ from muted import kept_and_muted
 from rawclient import RawClient
 from wait import until
 
+from distribcache import DistribCache, DistribCacheConfig
 from distribcache.catalog import definers
 from distribcache.catalog.definers import Definers
 from distribcache.coherence.catalogue import Catalogue
+from distribcache.coherence.live import DatabaseCoherence
 from distribcache.proxy.standing import Standing
 from distribcache.wire.messages import SYNC, bind, execute, parse, query
 
@@ -34,6 +36,20 @@ STOCK = (
     $$ BEGIN EXECUTE 'ALTER TABLE stock SET (fillfactor = 90)'; RETURN 1; END $$""",
     "CREATE VIEW hidden AS SELECT remake()",
 )
+
+
+def hold_looks(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """As long as something is in the list, a look at the catalogue does not begin."""
+    look = Catalogue.look
+    held: list[bool] = []
+
+    async def wait(self: Catalogue, *given: object) -> object:
+        while held:
+            await asyncio.sleep(0.01)
+        return await look(self, *given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Catalogue, "look", wait)
+    return held
 
 
 @kept_and_muted
@@ -53,15 +69,7 @@ def test_a_read_prepared_behind_an_alarm_raises_no_further_ones(
     until(lambda: database.analyst.definers.known, "never known")
     assert database.analyst.definers.hidden
     client.exchange(query(b"SET search_path = public, other"))
-    look = Catalogue.look
-    held: list[object] = []
-
-    async def wait(self: Catalogue, *given: object) -> object:
-        while held:
-            await asyncio.sleep(0.01)
-        return await look(self, *given)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(Catalogue, "look", wait)
+    held = hold_looks(monkeypatch)
     held.append(True)
     second.exchange(query(b"CREATE TABLE another (id int)"))
     client.exchange(parse(b"p", b"SELECT count(*) FROM both_have") + SYNC)
@@ -81,6 +89,40 @@ def test_a_read_prepared_behind_an_alarm_raises_no_further_ones(
     assert client.rows(query(b"SHOW distribcache.last"))[0][2] == b"prepared_before"
     assert (alarms["code"] > before) is muted
     until(lambda: database.coherence.counters.rereads > polls, "never looked")
+
+
+@kept_and_muted
+def test_a_read_of_the_library_behind_an_alarm_raises_no_further_ones(
+    stock: Database, monkeypatch: pytest.MonkeyPatch, muted: bool
+) -> None:
+    """While an alarm is pending nothing is analysed, so a read may be one of a view that runs code. Muted: that is
+    enough, and who reads again and again is never served again.
+    """
+    config = DistribCacheConfig(upstream_url=stock.url(), freshness_max_staleness="30s", freshness_hit_wait="5s")
+    with DistribCache(config) as cache, stock.connect() as connection:
+        cache.ready_sync()
+        keeper = cache._keeper
+
+        def served() -> bool:
+            cache.fetch_sync(connection, "SELECT value FROM stock")
+            return cache.last.status == "hit"
+
+        until(served, "never a hit")
+        until(lambda: keeper.analyst.definers.hidden, "never known")
+        held = hold_looks(monkeypatch)
+        held.append(True)
+        cache.execute_sync(connection, "CREATE TABLE another (id int)")
+        if muted:
+            may = Definers.may
+            monkeypatch.setattr(Definers, "may", lambda *given, analysed: may(*given))
+        coherence = keeper.coherence
+        assert isinstance(coherence, DatabaseCoherence)
+        before = coherence.counters.alarms_by["code"]
+        assert not served() and cache.last.reason == "catalogue_alarm"
+        assert (coherence.counters.alarms_by["code"] > before) is muted
+        held.clear()
+        if not muted:
+            until(served, "never served again")
 
 
 @kept_and_muted

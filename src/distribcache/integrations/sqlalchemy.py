@@ -121,7 +121,7 @@ class _Way:
     def _answer(self, cursor: Any, statement: str, parameters: Any, context: Any) -> bool:
         """Give the cursor's place to rows from memory; False: SQLAlchemy sends the statement."""
         option = context.execution_options.get(OPTION, self._every)
-        pure = False
+        pure = analysed = False
         if option and self._may(context):
             wish = self._wish(option)
             args = (parameters,) if isinstance(parameters, dict) else tuple(parameters or ())
@@ -129,7 +129,7 @@ class _Way:
             try:
                 result = self._play(self._cache._fetching.read(session, statement, args, wish))
             except PassedByError as passed:
-                pure = passed.pure
+                pure, analysed = passed.pure, passed.analysed
             else:
                 described = [
                     (name, oid, None, None, None, None, None)
@@ -138,7 +138,7 @@ class _Way:
                 rows = [tuple(row) for row in result.rows]
                 context.cursor_fetch_strategy = FullyBufferedCursorFetchStrategy(cursor, described, rows)
                 return True
-        self._sent(context, statement, pure=pure)
+        self._sent(context, statement, pure=pure, analysed=analysed)
         return False
 
     def _may(self, context: Any) -> bool:
@@ -178,12 +178,13 @@ class _Way:
 
     # -- what was sent
 
-    def _sent(self, context: Any, statement: str, *, pure: bool) -> None:
+    def _sent(self, context: Any, statement: str, *, pure: bool, analysed: bool = False) -> None:
         info = _info(context.root_connection.connection)
         if not pure:
             texts = info.setdefault(OPTION, [])
             if len(texts) < _MOST_TEXTS:
-                texts.append(statement if self._asyncpg else _NAMED.sub("$1", statement).replace("%%", "%"))
+                text = statement if self._asyncpg else _NAMED.sub("$1", statement).replace("%%", "%")
+                texts.append((text, analysed))
 
     def _executed(self, connection: Connection, *_: Any) -> None:
         if _level(connection) == "AUTOCOMMIT":
@@ -199,8 +200,8 @@ class _Way:
 
     def _ended(self, connection: Any) -> None:
         """A transaction has ended. This blocks for as long as a word to the cache's own thread takes."""
-        for text in _info(connection).pop(OPTION, ()):
-            block(wrote(self._cache._keeper, text))
+        for text, analysed in _info(connection).pop(OPTION, ()):
+            block(wrote(self._cache._keeper, text, analysed=analysed))
 
 
 def _info(connection: Any) -> dict[Any, Any]:

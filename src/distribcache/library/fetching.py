@@ -84,7 +84,7 @@ class Fetching:
         failed = True
         try:
             question = _question(session, sql, args)
-            result = yield from self._pass(session, question, Outcome("bypass", reason="execute"))
+            result = yield from self._pass(session, question, Outcome("bypass", reason="execute"), analysed=True)
             failed = False
         finally:
             yield session.close(failed=failed)
@@ -166,7 +166,8 @@ class Fetching:
         status = "refused" if plan.refused else "bypass"
         workload = workload_of(analysis, known, wish)
         outcome = Outcome(status, "", plan.reason, None, ",".join(analysis.tables), workload.value)
-        return (yield from self._pass(session, question, outcome, pure=analysis.pure and not analysis.meaning.doubtful))
+        pure = analysis.pure and not analysis.meaning.doubtful
+        return (yield from self._pass(session, question, outcome, pure=pure, analysed=not analysis.pure))
 
     def _fill(
         self, session: Session, question: Question, key: Key, plan: Plan, known: Known, wish: Wish, why: str
@@ -251,12 +252,15 @@ class Fetching:
     # -- by the way of PostgreSQL
 
     def _pass(
-        self, session: Session, question: Question, outcome: Outcome, *, pure: bool = False
+        self, session: Session, question: Question, outcome: Outcome, *, pure: bool = False, analysed: bool = False
     ) -> Steps[Result]:
-        """As the driver would do it. What is no proven pure read is told of before its result is given back."""
+        """As the driver would do it. What is no proven pure read is told of before its result is given back.
+
+        ``analysed``: it is known not to be one.
+        """
         self._tally.count(outcome)
         if not session.passes:
-            raise PassedByError(pure=pure)
+            raise PassedByError(pure=pure, analysed=analysed)
         failed = True
         session.sent = True
         try:
@@ -266,7 +270,7 @@ class Fetching:
         finally:
             if not pure:
                 yield session.close(failed=failed)  # a pool's connection commits here
-                yield from wrote(self._keeper, question.text)
+                yield from wrote(self._keeper, question.text, analysed=analysed)
         return result
 
 

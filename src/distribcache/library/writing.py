@@ -20,14 +20,17 @@ _PATIENCE_NS: Final = 1_000_000_000
 _LOOK_S: Final = 0.01
 
 
-def wrote(keeper: Keeper, text: str = "") -> Steps[None]:
-    """A statement that may have written has ended; without its text it is one that changed rows only."""
+def wrote(keeper: Keeper, text: str = "", *, analysed: bool = False) -> Steps[None]:
+    """A statement that may have written has ended; without its text it is one that changed rows only.
+
+    ``analysed``: if it is a read, it is known to be one that may have effects.
+    """
     keeper.raise_floor()
     if text and keeper.running and keeper.coherence.name:
-        yield from keeper.ask(_conclude(keeper, text.encode()), None)
+        yield from keeper.ask(_conclude(keeper, text.encode(), analysed=analysed), None)
 
 
-async def _conclude(keeper: Keeper, text: bytes) -> None:
+async def _conclude(keeper: Keeper, text: bytes, *, analysed: bool) -> None:
     await keeper.analyst.read_long(text)
     parsed = keeper.analyst.parsed(text)
     effect = UNKNOWN if parsed.error else effects(text, parsed, pure=False)
@@ -35,9 +38,9 @@ async def _conclude(keeper: Keeper, text: bytes) -> None:
         await _code_is_known(keeper)
     if effect.ddl or effect.everywhere:
         keeper.coherence.catalogue_alarm("ddl")
-    elif keeper.analyst.definers.may(text, parsed, effect):
+    elif keeper.analyst.definers.may(text, parsed, effect, analysed=analysed):
         keeper.coherence.catalogue_alarm("code")
-    elif effect.poll:
+    elif effect.poll or (not analysed and keeper.analyst.definers.hidden):
         keeper.coherence.schedule_poll()
 
 

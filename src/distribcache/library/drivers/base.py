@@ -52,11 +52,12 @@ class Result:
 
 
 class PassedByError(Exception):
-    """Nothing was sent; ``pure``: the statement is a proven pure read."""
+    """Nothing was sent; ``pure``: the statement is a proven pure read; ``analysed``: it is known to be none."""
 
-    def __init__(self, *, pure: bool) -> None:
+    def __init__(self, *, pure: bool, analysed: bool) -> None:
         super().__init__("passed by")
         self.pure = pure
+        self.analysed = analysed
 
 
 class Session(Protocol):
