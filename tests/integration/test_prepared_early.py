@@ -151,7 +151,7 @@ def test_what_is_prepared_before_hits_are_served_finds_l2(
     first.stop()
     stock.execute("UPDATE stock SET value = 2 WHERE id <= 5")
     if muted:
-        monkeypatch.setattr(Session, "learn_early", lambda _: False)
+        monkeypatch.setattr(Questions, "learn_early", lambda _: False)
     second = make_node(early=True)
     with second.connect(autocommit=autocommit) as connection:
         assert read(connection, 1) == 2
@@ -175,7 +175,7 @@ def test_what_is_prepared_while_the_stream_is_gone_is_shared_again(
 ) -> None:
     """In memory: what one client asks the others need not. Muted: each has a statement of its own for ever."""
     if muted:
-        monkeypatch.setattr(Session, "learn_early", lambda _: False)
+        monkeypatch.setattr(Questions, "learn_early", lambda _: False)
     node = make_node()
     gate.open.clear()
     stock.execute("SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE active")

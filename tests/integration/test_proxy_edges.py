@@ -267,7 +267,7 @@ def test_sessions_that_are_over_or_busy_are_not_asked(
 
 
 async def _introduce(session: Session) -> None:
-    session.introduce()
+    session.questions.introduce()
 
 
 def test_a_client_that_is_accepted_while_the_proxy_ends_is_let_go(stock: Database, inner: InnerProxy) -> None:

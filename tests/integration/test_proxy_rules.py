@@ -166,7 +166,9 @@ def test_trap_16_begin_under_a_role_whose_default_is_repeatable_read(
     proxy = make_inner_proxy(stock.url(), {"freshness.max_staleness": "30s", "freshness.hit_wait": "5s"})
     if muted:
         monkeypatch.setattr(
-            simple, "may_begin", lambda s: s.why_not() == "" or (None if s.learn_scope() else s.scope is not None)
+            simple,
+            "may_begin",
+            lambda s: s.why_not() == "" or (None if s.questions.learn_scope() else s.scope is not None),
         )
     with proxy.connect("careful") as connection:
         until_hit(connection, READ)

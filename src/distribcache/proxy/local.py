@@ -210,7 +210,7 @@ def answer_loose(s: Session, message: Message, state: State) -> bool | Wait:
         if _own(s, only(parsed)) is None:
             if not any(each.kind is Kind.READ for each in parsed.statements):
                 return False
-            return WAIT if consider(s, message.sql, parsed) is WAIT or (name and s.learn_early()) else False
+            return WAIT if consider(s, message.sql, parsed) is WAIT or (name and s.questions.learn_early()) else False
         state.statements[name] = Prepared(message.sql, own=True)
         state.kept = state.kept if name else None
         state.out.append(PARSE_COMPLETE)

@@ -67,7 +67,7 @@ def consider(s: Session, sql: bytes, parsed: Parsed) -> Considered | Wait:
             refusal = each.refusal if len(parsed.statements) == 1 else None
             return None, Outcome("bypass", reason=refusal.code if refusal else "not_a_read")
     why = s.why_not()
-    if why == "scope_unknown" and s.learn_scope():
+    if why == "scope_unknown" and s.questions.learn_scope():
         return WAIT
     scope = s.scope
     if scope is None or not s.coherence.serving:
@@ -89,7 +89,7 @@ def consider(s: Session, sql: bytes, parsed: Parsed) -> Considered | Wait:
     if not analysis.settings <= scope.settings:
         # A policy reads what this session was never seen to set: from now on it is part of the scope.
         s.touched.update(dict.fromkeys(analysis.settings))
-        if s.learn_scope():
+        if s.questions.learn_scope():
             return WAIT
         return analysis, Outcome("bypass", reason="scope_unknown", tables=tables, workload=workload)
     return analysis, Outcome(tables=tables, workload=workload)

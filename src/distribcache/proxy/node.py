@@ -151,7 +151,7 @@ class Node:
         """Ask for the scopes of that many sessions that have begun: their first reads need not wait for that."""
         for session in list(islice(self.newcomers, most)):
             del self.newcomers[session]
-            session.introduce()
+            session.questions.introduce()
 
     def note_traffic(self) -> None:
         """Tell each database whose sessions had hits since the last call: the hit path itself tells nobody."""

@@ -35,6 +35,11 @@ _COMPLETE, _ERROR, _READY = b"CEZ"
 _CANCELLED = b"\0C57014\0"
 _ISOLATION = re.compile(rb"transaction|isolation", re.IGNORECASE)
 """In any text that could set what may only be set before the first query of a transaction."""
+_SOON = frozenset({
+    "starting", "catching_up", "catalogue_alarm", "reader_lost", "upstream_down", "unreachable", "wal_lag",
+    "log_went_back", "publication_changed",
+})  # fmt: skip
+"""Reasons not to serve that pass by themselves."""
 _KEYED = frozenset(name.lower() for name in KEYED)
 
 
@@ -47,6 +52,39 @@ class Questions:
         self._session = session
         self._left = False
         """A question was cancelled before its statement was closed."""
+
+    def will_ask(self) -> bool:
+        """Will the scope have to be asked for when the transaction that ends now has ended?"""
+        s = self._session
+        lost = s.scope is None or s.opaque
+        return lost and bool(s.backend_pid) and s.node.settings.cache.enabled and s.coherence.serving
+
+    def introduce(self) -> None:
+        """Ask for the scope of a session that has begun and is idle, before its client needs it."""
+        s = self._session
+        if s.scope is None and s.idle and self.will_ask():
+            self.scope()
+
+    def learn_scope(self) -> bool:
+        """Ask for the session's scope if that is possible now; True when an answer is being waited for."""
+        return self._learn("scope")
+
+    def learn_early(self) -> bool:
+        """The same while nothing is served yet: what is prepared meanwhile is looked for in all tiers once it is."""
+        s = self._session
+        if s.scope is not None or s.early_known or s.coherence.reason not in _SOON:
+            return False
+        if not s.early_left or not s.node.settings.cache.enabled or not self._learn("early"):
+            return False
+        s.early_left -= 1
+        return True
+
+    def _learn(self, when: str) -> bool:
+        s = self._session
+        if not s.may_ask or when in s.tried:
+            return False
+        s.wait(when, self.scope(early=when == "early"))
+        return True
 
     def scope(self, behind: bytes = b"", *, early: bool = False) -> asyncio.Future[None]:
         """Ask for the session's scope; the session knows it before the future is done.

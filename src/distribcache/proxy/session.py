@@ -46,11 +46,6 @@ _INBOX = 1 << 20
 """Client bytes that may wait before the client's socket is no longer read. A Query or a Bind may be as long and
 still be held: what a bulk INSERT does should be known."""
 _LONG_BIND = 4096
-_SOON = frozenset({
-    "starting", "catching_up", "catalogue_alarm", "reader_lost", "upstream_down", "unreachable", "wal_lag",
-    "log_went_back", "publication_changed",
-})  # fmt: skip
-"""Reasons not to serve that pass by themselves."""
 _EXTENDED = frozenset(b"PBDECSH")
 _COPY = frozenset(b"dcf")
 _SMALL = frozenset(b"DECSHX")
@@ -87,11 +82,11 @@ class Session(Standing):
         self.failure: bytes | None = None
         """The error that answers the unit at hand."""
         self.tried: set[str | tuple[str, tuple[int, bytes]]] = set()
+        """What was already awaited for the unit at hand, and what came of it."""
         self.others: dict[str, Others] = {}
         """What other workers said to the last ``SHOW distribcache.*``, by its name."""
         self.risen = ("L1", 0)
         """The tier that an answer came up from, and the number of the hit that it was for."""
-        """What was already awaited for the unit at hand."""
         self.arrival = 0
         """When the unit at hand was first looked at, in ``now_ns``."""
         self.closed = False
@@ -362,11 +357,6 @@ class Session(Standing):
         self._leaving = leaving, names
         self.wait("left", asyncio.shield(leaving))
 
-    def will_ask(self) -> bool:
-        """Will the scope have to be asked for when the transaction that ends now has ended?"""
-        lost = self.scope is None or self.opaque
-        return lost and bool(self.backend_pid) and self.node.settings.cache.enabled and self.coherence.serving
-
     def has_read(self) -> bool:
         """Was a read answered from memory since the BEGIN that is deferred?"""
         return self.txn.read or (self.txn.hits >= 0 and self.hot.hits != self.txn.hits)
@@ -385,10 +375,10 @@ class Session(Standing):
         """Has the client all its answers, and upstream nothing to do?"""
         if self._inbox or self._blocked or self._sent_all or self.hot.paused or self.closed or self.discarding:
             return False
-        return self._may_ask
+        return self.may_ask
 
     @property
-    def _may_ask(self) -> bool:
+    def may_ask(self) -> bool:
         """Is upstream logged in, outside a transaction, and owing nothing?"""
         busy = self.awaiting or self.open or self.replies.pending or not self.backend_pid
         return not busy and self.replies.status == b"I"
@@ -399,27 +389,3 @@ class Session(Standing):
         self.awaiting = True
         self.hot.ident = 0
         self.wires.to_upstream(question)
-
-    def introduce(self) -> None:
-        """Ask for the scope of a session that has begun and is idle, before its client needs it."""
-        if self.scope is None and self.idle and self.will_ask():
-            self.questions.scope()
-
-    def learn_scope(self) -> bool:
-        """Ask for the session's scope if that is possible now; True when an answer is being waited for."""
-        return self._learn("scope")
-
-    def learn_early(self) -> bool:
-        """The same while nothing is served yet: what is prepared meanwhile is looked for in all tiers once it is."""
-        if self.scope is not None or self.early_known or self.coherence.reason not in _SOON:
-            return False
-        if not self.early_left or not self.node.settings.cache.enabled or not self._learn("early"):
-            return False
-        self.early_left -= 1
-        return True
-
-    def _learn(self, when: str) -> bool:
-        if not self._may_ask or when in self.tried:
-            return False
-        self.wait(when, self.questions.scope(early=when == "early"))
-        return True

@@ -32,7 +32,7 @@ def may_begin(s: Session) -> bool | None:
     if s.replies.status != b"I" or s.awaiting or s.open:
         return False
     why = s.why_not()
-    if (why == "scope_unknown" and s.learn_scope()) or s.learn_early():
+    if (why == "scope_unknown" and s.questions.learn_scope()) or s.questions.learn_early():
         return None
     return not why and s.scope is not None and s.scope.read_committed and not s.scope.listens
 
@@ -201,7 +201,7 @@ def _forward(
     s.replies.expect(Op(Front.QUERY, done=done))
     ends = one is not None and one.kind in (Kind.COMMIT, Kind.ROLLBACK) and not one.chain and not s.open
     s.sent(awaiting=True)
-    if ends and s.will_ask():
+    if ends and s.questions.will_ask():
         s.questions.scope(behind=message)
     else:
         s.wires.to_upstream(before + message)
