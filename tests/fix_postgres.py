@@ -117,6 +117,7 @@ def drop_database(database: Database) -> None:
         connection.execute(
             sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(database.name))
         )
+        connection.execute("SELECT pg_stat_force_next_flush()")  # settings go with it, and all databases see that
 
 
 QUIET = {"autovacuum": "off"}

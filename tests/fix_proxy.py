@@ -28,7 +28,9 @@ from fix_postgres import Database
 from wait import until
 
 from distribcache.cli.serve import Proxy
+from distribcache.clock import now_ns
 from distribcache.coherence.live import DatabaseCoherence
+from distribcache.coherence.looking import Looking
 from distribcache.coherence.reader import Reader
 from distribcache.config import load
 from distribcache.proxy import lookup
@@ -263,7 +265,18 @@ class InnerProxy:
         return any(each.serving and not each.coverage.settle_at for each in followed)
 
     def hold_stream(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """From now on nothing of the change stream arrives, as if it were late: after the next commit W is behind."""
+        """From now on nothing of the change stream arrives, as if it were late: after the next commit W is behind.
+
+        Nor does the clock bring a look at the catalogue: one that sees what the server has counted late would be an
+        alarm, which would not end before the stream goes on.
+        """
+        look = Looking._look
+
+        async def when_asked(looking: Looking) -> bool:
+            asked = looking._poll_wanted or looking.coverage.wants_reread(now_ns())
+            return asked and await look(looking)
+
+        monkeypatch.setattr(Looking, "_look", when_asked)
         monkeypatch.setattr(Reader, "_slice", lambda *_: False)
         self.call(asyncio.sleep(0))  # a slice that had begun is over
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import psycopg
 import pytest
@@ -203,15 +203,12 @@ def test_an_answer_that_a_commit_overtakes_is_superseded_and_not_stale(
     with proxy.connect() as connection:
         connection.execute("SET distribcache.consistency = eventual")
         until_hit(connection, READ)
-        from distribcache.coherence.reader import Reader
-
-        slice_ = Reader._slice
-        proxy.hold_stream(monkeypatch)
-        stock.execute("UPDATE stock SET value = 2 WHERE id = 1")
         with campaign(proxy) as found:
-            assert connection.execute(READ).fetchone() == (1,)
-            until(lambda: found.pending, lambda: f"no difference: {found}")
-            monkeypatch.setattr(Reader, "_slice", slice_)
+            with monkeypatch.context() as held:
+                proxy.hold_stream(held)
+                stock.execute("UPDATE stock SET value = 2 WHERE id = 1")
+                assert connection.execute(READ).fetchone() == (1,)
+                until(lambda: found.pending, lambda: f"no difference: {found}")
             stock.execute("UPDATE stock SET value = 3 WHERE id = 2")  # something arrives
             until(lambda: found.tally.verdicts[Verdict.SUPERSEDED], lambda: f"{found}")
         assert found.tally.stale == 0
@@ -222,22 +219,20 @@ def test_an_answer_that_is_older_than_its_session_allows_is_stale(
     proxy: InnerProxy, stock: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """R4 muted: the hit path takes any age for fresh enough."""
-    from distribcache.coherence.reader import Reader
-
     with proxy.connect(cursor_factory=psycopg.ClientCursor) as connection:
         connection.execute("SET distribcache.consistency = eventual")
         connection.execute("SET distribcache.max_staleness = '300ms'")
         until_hit(connection, READ)
-        slice_ = Reader._slice
-        proxy.hold_stream(monkeypatch)
-        stock.execute("UPDATE stock SET value = 2 WHERE id = 1")
-        (session,) = proxy.proxy.node.live
-        session.hot.max_staleness = 10**12
-        until(lambda: connection.execute(READ) and float(last(connection)["age_ms"] or 0) > 500, "never old")
-        with campaign(proxy) as found:
-            assert connection.execute(READ).fetchone() == (1,)
-            until(lambda: found.pending, lambda: f"no difference: {found}")
-            monkeypatch.setattr(Reader, "_slice", slice_)
+        with ExitStack() as stack:
+            with monkeypatch.context() as held:
+                proxy.hold_stream(held)
+                stock.execute("UPDATE stock SET value = 2 WHERE id = 1")
+                (session,) = proxy.proxy.node.live
+                session.hot.max_staleness = 10**12
+                until(lambda: connection.execute(READ) and float(last(connection)["age_ms"] or 0) > 500, "never old")
+                found = stack.enter_context(campaign(proxy))
+                assert connection.execute(READ).fetchone() == (1,)
+                until(lambda: found.pending, lambda: f"no difference: {found}")
             stock.execute("UPDATE stock SET value = 3 WHERE id = 2")  # something arrives
         assert found.tally.causes[Cause.OLD] == 1, found
 
