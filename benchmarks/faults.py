@@ -352,10 +352,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         logs = world.logs + proxy.log()
         failures += ["the node died"] * (not proxy.alive) + ["a traceback in the log"] * ("Traceback" in logs)
     report(total, wanted)
-    print(f"{sum(total.reads.values()):,} reads, {total.writes:,} writes, statuses {dict(total.statuses)}")
-    for line in total.lines[:4 * _MOST_LINES]:
-        print(f"  {line}")
-    failures += [f"{count} × {what}" for what, count in total.wrong.most_common()]
+    failures += total.failures(4 * _MOST_LINES)
     if failures:
         print(logs[-6000:])
     print("FAILED: " + "; ".join(failures) if failures else "ok: no error but of what died, and every answer was right")

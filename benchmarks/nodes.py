@@ -77,6 +77,13 @@ class Found:
         for part, times in other.times.items():
             self.times.setdefault(part, []).extend(times)
 
+    def failures(self, most: int) -> list[str]:
+        """What was wrong, by kind; how much was read and ``most`` of the wrong answers are printed."""
+        print(f"{sum(self.reads.values()):,} reads, {self.writes:,} writes, statuses {dict(self.statuses)}")
+        for line in self.lines[:most]:
+            print(f"  {line}")
+        return [f"{count} × {what}" for what, count in self.wrong.most_common()]
+
 
 def write(conninfo: str, words: Words, pause: float, number: int) -> Found:
     """Increment tables around the nodes."""
@@ -277,10 +284,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 for row in connection.execute("SHOW distribcache.tiers").fetchall():
                     print(f"  {node.name} {row}")
     report(total)
-    print(f"{sum(total.reads.values()):,} reads, {total.writes:,} writes, statuses {dict(total.statuses)}")
-    for line in total.lines[:_MOST_LINES]:
-        print(f"  {line}")
-    failures = [f"{count} × {what}" for what, count in total.wrong.most_common()] + [f"{name} died" for name in died]
+    failures = total.failures(_MOST_LINES) + [f"{name} died" for name in died]
     shared = sum(count for (_, status), count in total.statuses.items() if status == "hit L3")
     failures += [f"only {shared} of the sampled answers came from L3"] * (shared < 5)
     print("FAILED: " + "; ".join(failures) if failures else "ok: no error, and no answer was older than promised")
