@@ -62,7 +62,10 @@ class Grammar:
         sources = ", ".join(self.source(seen, outer, depth) for _ in range(self.pick(1, 1, 1, 2)))
         where = f" WHERE {self.condition({**outer, **seen}, depth)}" if self.chance(0.75) else ""
         number = self.number(seen)
-        match self.random.randrange(6):
+        match self.random.randrange(8):
+            case 6:
+                frame = self.pick("", f"ORDER BY {number}", f"PARTITION BY {self.column(seen)}")
+                return f"SELECT (sum({number}) OVER ({frame}))::int AS n FROM {sources}{where}"
             case 0:
                 return f"SELECT count(*)::int AS n FROM {sources}{where}"
             case 1:
@@ -136,7 +139,17 @@ class Grammar:
 
     def atom(self, seen: Seen, depth: int) -> str:
         column = self.column(seen, text=self.chance(0.15))
-        match self.random.randrange(16):
+        match self.random.randrange(19):
+            case 16:
+                elements = self.pick("{1,x}", '{"",2}') if column.endswith("s") else self.pick("{1}", "{2,3}", "{1,-1}")
+                return f"{column} = ANY ('{elements}')"
+            case 17:
+                other = self.column(seen)
+                return f"({column}, {other}) = ({self.value(column)}, {self.value(other)})"
+            case 18:
+                other = self.column(seen)
+                rows = [f"({self.value(column)}, {self.value(other)})" for _ in range(self.pick(1, 2))]
+                return f"({column}, {other}) IN ({', '.join(rows)})"
             case 0 | 1 | 2 | 3 | 4:
                 return f"{column} = {self.value(column)}"
             case 5:
@@ -184,11 +197,13 @@ def admits(found: Pinned, text: str, table: str, rows: Iterable[Row | None]) -> 
     """Whether a change of ``table`` from one of ``rows`` to the other may matter, as far as the pins say."""
     listed = literals(text.encode())
 
-    def shown(value: Value) -> str:
-        return listed[value.literal].decode() if value.literal >= 0 else value.const
+    def shown(value: Value) -> list[str]:
+        if value.array:
+            return value.const.strip("{}").replace('"', "").split(",")
+        return [listed[value.literal].decode() if value.literal >= 0 else value.const]
 
     return any(
-        all(any(row is not None and row[pin.column] == shown(value) for value in pin.values) for pin in each.pins)
+        all(any(row is not None and row[pin.column] in shown(value) for value in pin.values) for pin in each.pins)
         for each in found.occurrences
         if each.relation.name == table
         for row in rows

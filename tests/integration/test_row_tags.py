@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from typing import Any
+from uuid import UUID
 
 import psycopg
 import pytest
@@ -123,6 +124,51 @@ CASES: dict[str, tuple[Read, list[str], list[str]]] = {
         ["UPDATE item SET price = price + 1 WHERE id = 4"],
         ["UPDATE item SET price = price + 1 WHERE id = 5"],
     ),
+    "an array": (
+        bound("SELECT name FROM item WHERE id = ANY (%s) ORDER BY id", [3, 5, 500]),
+        ["UPDATE item SET price = price + 1 WHERE id = 4"],
+        ["UPDATE item SET price = price + 1 WHERE id = 5", "INSERT INTO item VALUES (500, 'new', 1, 1)"],
+    ),
+    "a binary array of another width": (
+        bound("SELECT name FROM item WHERE id = ANY (%b::bigint[]) ORDER BY id", [3, 5], binary=True),
+        ["UPDATE item SET price = price + 1 WHERE id = 4"],
+        ["DELETE FROM item WHERE id = 3"],
+    ),
+    "a prepared statement with an array": (
+        prepared("SELECT id FROM log WHERE id = ANY (%s) ORDER BY id", [7, 60]),
+        ["UPDATE log SET text = 'x' WHERE id = 8", "UPDATE log SET id = 61 WHERE id = 9"],
+        ["UPDATE log SET id = 60 WHERE id = 10", "UPDATE log SET id = 62 WHERE id = 7"],
+    ),
+    "an array of uuids": (
+        bound("SELECT label FROM tag WHERE code = ANY (%b)", [UUID(int=10), UUID(int=12)], binary=True),
+        ["UPDATE tag SET label = 'x' WHERE code = '00000000-0000-0000-0000-00000000000b'"],
+        ["UPDATE tag SET code = '00000000-0000-0000-0000-00000000000c' WHERE NOT live"],
+    ),
+    "an array of texts": (
+        bound("SELECT text FROM log WHERE text = ANY (%s) ORDER BY id", ["line 7", "a, {b}"]),
+        ["UPDATE log SET text = 'line 77' WHERE id = 8"],
+        ["UPDATE log SET text = 'a, {b}' WHERE id = 9", "UPDATE log SET id = 70 WHERE id = 7"],
+    ),
+    "an array in the text": (
+        simple("SELECT name FROM item WHERE id = ANY ('{3,5}'::int[]) ORDER BY id"),
+        ["UPDATE item SET price = price + 1 WHERE id = 4"],
+        ["UPDATE item SET id = 3000 WHERE id = 3"],
+    ),
+    "a row": (
+        bound("SELECT note FROM part WHERE (item, number) = (%s, %s)", 7, 2),
+        ["UPDATE part SET note = 'x' WHERE item = 7 AND number = 1"],
+        ["UPDATE part SET note = 'x' WHERE item = 7 AND number = 2"],
+    ),
+    "a list of rows": (
+        simple("SELECT note FROM part WHERE (item, number) IN ((7, 2), (8, 3)) ORDER BY item"),
+        ["UPDATE part SET note = 'x' WHERE item = 7 AND number = 1", "DELETE FROM part WHERE item = 9"],
+        ["UPDATE part SET note = 'x' WHERE item = 8 AND number = 3", "DELETE FROM part WHERE item = 7"],
+    ),
+    "a window": (
+        simple("SELECT rank() OVER (ORDER BY number), count(*) OVER () FROM part WHERE item = 7 ORDER BY 1"),
+        ["UPDATE part SET note = 'x' WHERE item = 8"],
+        ["DELETE FROM part WHERE item = 7 AND number = 1"],
+    ),
     "a join on the pinned key": (
         simple("SELECT i.name, p.note FROM item i JOIN part p ON p.item = i.id WHERE i.id = 7 ORDER BY p.number"),
         ["UPDATE part SET note = 'x' WHERE item = 8", "UPDATE item SET price = 0 WHERE id = 8"],
@@ -197,7 +243,8 @@ UNPINNED = {
     "a fraction": simple("SELECT name FROM item WHERE id = 7.0"),
     "or": simple("SELECT name FROM item WHERE id = 7 OR id = 8"),
     "through a view": simple("SELECT name FROM cheap WHERE id = 7"),
-    "a window": simple("SELECT name, rank() OVER (ORDER BY id) FROM item WHERE id = 7"),
+    "an array with NULL": bound("SELECT name FROM item WHERE id = ANY (%s)", [7, None]),
+    "more elements than are followed": bound("SELECT count(*) FROM item WHERE id = ANY (%s)", list(range(33))),
     "the preserved side": simple("SELECT i.id FROM item i LEFT JOIN part p ON p.item = i.id AND i.id = 7"),
     "a column that updates hide, after an update": simple("SELECT name FROM item WHERE kind = 2"),
 }

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import random
 import re
+import struct
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ from distribcache.sql import rowvalues
 from distribcache.sql.fold import literals
 from distribcache.sql.parse import read
 from distribcache.sql.predicates import occurrences
-from distribcache.sql.rowvalues import CASTS, FAMILY, Family, recognise, recognise_constant
+from distribcache.sql.rowvalues import CASTS, FAMILY, Family, recognise, recognise_array, recognise_constant
 
 Connection = psycopg.Connection[Any]
 
@@ -35,6 +36,8 @@ COLUMNS = {
     "v": (1043, "varchar(12)"), "c": (25, 'text COLLATE "C"'), "u": (2950, "uuid"), "b": (16, "boolean"),
     "d": (1082, "date"),
 }  # fmt: skip
+ARRAYS = {1005: 21, 1007: 23, 1016: 20, 1009: 25, 1015: 1043, 2951: 2950, 1000: 16, 1182: 1082}
+WIDTH = {21: 2, 23: 4, 20: 8}
 WIDTHS = {"i2": 2, "i4": 4, "i8": 8}
 PRINTED = re.compile(r"([a-z0-9]+)\[[^\]]+\]:('(?:[^']|'')*'|[^ ]+)")
 # As the reader's connection has it.
@@ -135,6 +138,43 @@ def parameters(world: World) -> Iterator[tuple[str, bytes | None, set[str], obje
                 yield name, recognise(family, declared, value, as_binary, oid), rows, (name, declared, value, as_binary)
 
 
+def arrays(world: World) -> Iterator[tuple[str, bytes | None, set[str], object]]:
+    """Bound arrays, and strings that stand for them, each once for every element that was recognised."""
+    choose = world.random
+    for name, (oid, _) in COLUMNS.items():
+        family = FAMILY[oid]
+        for _ in range(TRIES):
+            declared = choose.choice([0, 705, *ARRAYS])
+            kind = ARRAYS.get(declared, oid)
+            as_binary = choose.random() < 0.5
+            if as_binary:
+                value = plain_array(kind, [binary(FAMILY[kind], choose, WIDTH.get(kind, 4)) for _ in range(2)])
+            else:
+                one, two = (proper(family, choose) for _ in range(2))
+                value = choose.choice(['{%s,"%s"}', "{%s,%s}", '{"%s","%s"}', "{%s, %s}", "{%s,NULL,%s}"]).encode() % (
+                    one.encode(), two.encode(),
+                )  # fmt: skip
+            result = world.connection.pgconn.exec_params(
+                f"SELECT k FROM {name}_ WHERE {name} = ANY ($1)".encode(), [value], [declared], [int(as_binary)]
+            )
+            if result.status == pq.ExecStatus.TUPLES_OK:
+                rows = {(result.get_value(row, 0) or b"").decode() for row in range(result.ntuples)}
+                known = recognise_array(family, declared, value, as_binary, oid)
+                if known is None:
+                    yield name, None, rows, (name, declared, value, as_binary)
+                    continue
+                # Together the elements are the rows that were found; each alone is some of them.
+                together = set().union(*(world.rows_of(name, each) for each in known))
+                for each in known:
+                    mine = world.rows_of(name, each) if together == rows else rows
+                    yield name, each, mine, (name, declared, value, as_binary)
+
+
+def plain_array(kind: int, elements: list[bytes]) -> bytes:
+    head = struct.pack("!iiIii", 1, 0, kind, len(elements), 1)
+    return head + b"".join(len(each).to_bytes(4) + each for each in elements)
+
+
 def constants(world: World) -> Iterator[tuple[str, bytes | None, set[str], object]]:
     """Constants of all kinds, through the whole reading of the text."""
     choose = world.random
@@ -165,7 +205,7 @@ def play(database: Database) -> Outcome:
     with database.connect() as connection, database.connect() as slot:
         world = World(connection, slot, choose)
         assert all(any(printed.values()) for printed in world.printed.values())
-        for asked in (parameters, constants):
+        for asked in (parameters, arrays, constants):
             for name, known, rows, what in asked(world):
                 outcome.unrecognised += known is None
                 if known is None:

@@ -30,7 +30,8 @@ def shown(value: Value) -> str:
     source = f"${value.param}" if value.param else f"#{value.literal}" if value.literal >= 0 else value.const
     if value.quoted:
         source = f"'{source}'"
-    return f"{source}::{value.cast}" if value.cast else source
+    source = f"{source}::{value.cast}" if value.cast else source
+    return f"any({source})" if value.array else source
 
 
 def pins(text: str) -> list[str]:
@@ -63,6 +64,15 @@ HOLD = [
     ("SELECT * FROM t WHERE id IN (1, $1, '3')", ["t: id=1|$1|'3'"]),
     ("SELECT * FROM t WHERE id IN (1, 2)", ["t: id=#0|#1"]),
     ("SELECT * FROM t WHERE a = ANY (ARRAY['x', 'y'])", ["t: a='x'|'y'"]),
+    ("SELECT * FROM t WHERE id = ANY ($1)", ["t: id=any($1)"]),
+    ("SELECT * FROM t WHERE id = ANY ($1::int[]) AND a = 1", ["t: id=any($1::int4), a=1"]),
+    ("SELECT * FROM t WHERE id = ANY ('{1,2}'::bigint[])", ["t: id=any('{1,2}'::int8)"]),
+    ("SELECT * FROM t WHERE a = ANY ('{x,y}')", ["t: a=any('{x,y}')"]),
+    # Rows, place by place.
+    ("SELECT * FROM t WHERE (id, a) = ($1, 2)", ["t: id=$1, a=2"]),
+    ("SELECT * FROM t WHERE ROW(1, 'x') = ROW(id, a)", ["t: id=#0, a='x'"]),
+    ("SELECT * FROM t WHERE (id, a + 1, b) IN ((1, 2, 3), (4, 5, $1))", ["t: id=1|4, b=3|$1"]),
+    ("SELECT * FROM t JOIN u ON (t.id, u.x) = (u.t_id, $1) WHERE id = 1", ["t: ", "u: x=$1"]),
     ("SELECT * FROM t WHERE id = $1::int", ["t: id=$1::int4"]),
     ("SELECT * FROM t WHERE id = CAST($1 AS pg_catalog.int8)", ["t: id=$1::int8"]),
     ("SELECT * FROM t WHERE day = date '2024-01-01'", ["t: day='#0'::date"]),
@@ -113,6 +123,8 @@ HOLD = [
     ("SELECT * FROM t WHERE id = $1 AND EXISTS (SELECT FROM u WHERE u.t_id = t.id)", ["u: ", "t: id=$1"]),
     ("SELECT t.a FROM t, (SELECT 1 AS id) s WHERE t.id = $1", ["t: id=$1"]),
     # What comes after WHERE does not matter.
+    ("SELECT rank() OVER (ORDER BY a) FROM t WHERE id = $1", ["t: id=$1"]),
+    ("SELECT * FROM t WHERE id = $1 AND a IN (SELECT sum(x) OVER () FROM u WHERE x = 2)", ["t: id=$1", "u: x=2"]),
     (
         "SELECT DISTINCT ON (a) a, sum(b) FROM t WHERE id = $1 GROUP BY GROUPING SETS ((a), ()) HAVING true LIMIT 5",
         ["t: id=$1"],
@@ -139,7 +151,15 @@ NOTHING = [
     "SELECT * FROM t WHERE id IN (1, NULL)",
     "SELECT * FROM t WHERE id IN (1, a)",
     "SELECT * FROM t WHERE id IN (SELECT 1)",
-    "SELECT * FROM t WHERE id = ANY ($1)",
+    "SELECT * FROM t WHERE id <> ALL ($1)",
+    "SELECT * FROM t WHERE id = ALL ($1)",
+    "SELECT * FROM t WHERE NOT id = ANY ($1)",
+    "SELECT * FROM t WHERE $1 = ANY (id)",
+    "SELECT * FROM t WHERE id = ANY ($1::int[][])",
+    "SELECT * FROM t WHERE id = ANY ($1::numeric[])",
+    "SELECT * FROM t WHERE id = ANY ($1::text::int[])",
+    "SELECT * FROM t WHERE id = ANY (a)",
+    "SELECT * FROM t WHERE id = ANY (SELECT 1)",
     "SELECT * FROM t WHERE id = ANY (ARRAY[$1, 2])",
     "SELECT * FROM t WHERE id = ANY (ARRAY[1]::int[])",
     "SELECT * FROM t WHERE id = (SELECT 1)",
@@ -147,7 +167,17 @@ NOTHING = [
     "SELECT * FROM t WHERE id + 0 = $1",
     "SELECT * FROM t WHERE abs(id) = $1",
     "SELECT * FROM t WHERE id::text = $1",
-    "SELECT * FROM t WHERE (id, a) = ($1, 2)",
+    "SELECT * FROM t WHERE (id, a) <> ($1, 2)",
+    "SELECT * FROM t WHERE (id, a) >= ($1, 2)",
+    "SELECT * FROM t WHERE (id, a) NOT IN (($1, 2))",
+    "SELECT * FROM t WHERE NOT (id, a) = ($1, 2)",
+    "SELECT * FROM t WHERE (id, a) = (SELECT 1, 2)",
+    "SELECT * FROM t WHERE (id, a) = $1",
+    "SELECT * FROM t WHERE (id, a) IN (($1, 2), $2)",
+    "SELECT * FROM t WHERE (id, a) OPERATOR(public.=) ($1, 2)",
+    # A place may stand for several.
+    "SELECT * FROM t, u WHERE (t.*, t.a, u.*) = (u.*, 5, t.*)",
+    "SELECT * FROM t WHERE ((b).*, id) = (1, $1)",
     "SELECT * FROM t WHERE CASE WHEN id = $1 THEN true END",
     "SELECT * FROM t WHERE (id = $1) IS NOT FALSE",
     "SELECT * FROM t WHERE (id = $1) = true",
@@ -214,8 +244,6 @@ def test_what_does_not_pin(text: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "SELECT rank() OVER (ORDER BY a) FROM t WHERE id = $1",
-        "SELECT * FROM t WHERE id = $1 AND a IN (SELECT sum(x) OVER () FROM u)",
         "WITH RECURSIVE q AS (SELECT id FROM t WHERE id = $1 UNION SELECT t.a FROM t, q WHERE t.id = q.id) TABLE q",
         # Not cacheable, so nobody asks.
         "SELECT now(), a FROM t WHERE id = $1 FOR UPDATE",

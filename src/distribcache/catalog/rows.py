@@ -139,7 +139,7 @@ def _tag(
     pins: dict[str, tuple[Value, ...]] = {}
     for pin in occurrence.pins:
         known = pins.get(pin.column)
-        if _compares(pin, relation, relations) and (known is None or len(pin.values) < len(known)):
+        if _compares(pin, relation, relations) and (known is None or _length(pin.values) < _length(known)):
             pins[pin.column] = pin.values
     if relation.identity is not None and any(column in relation.identity for column in pins):
         pins = {column: values for column, values in pins.items() if column in relation.identity}
@@ -152,6 +152,11 @@ def _tag(
     columns = tuple(sorted(pins))
     types = tuple(relation.types[column] for column in columns)
     return RowTag(relation.oid, slot, columns, types, tuple(pins[column] for column in columns), typed)
+
+
+def _length(values: tuple[Value, ...]) -> int:
+    """For a choice: that of an array is not known yet."""
+    return MOST_TAGS if any(value.array for value in values) else len(values)
 
 
 def _compares(pin: Pin, relation: Pinnable, relations: Mapping[Name, Pinnable]) -> bool:

@@ -11,13 +11,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
+from math import prod
 from typing import TYPE_CHECKING
 
-from distribcache.catalog.rows import RowTag
+from distribcache.catalog.rows import MOST_TAGS, RowTag
 from distribcache.catalog.statement import Analysis
 from distribcache.sql.fold import literals
 from distribcache.sql.predicates import Value
-from distribcache.sql.rowvalues import CASTS, FAMILY, recognise, recognise_constant
+from distribcache.sql.rowvalues import CASTS, FAMILY, recognise, recognise_array, recognise_constant
 
 if TYPE_CHECKING:
     from distribcache.coherence.database import Coherence
@@ -68,17 +69,18 @@ def _rows(tag: RowTag, texts: list[bytes], bound: Bound) -> list[tuple[bytes, ..
     """The combinations of values that the tag names; empty when one of them cannot be compared."""
     columns: list[list[bytes]] = []
     for kind, values in zip(tag.types, tag.choices, strict=True):
-        column = []
+        column: list[bytes] = []
         for value in values:
             known = _value(value, kind, tag, texts, bound)
             if known is None:
                 return []
-            column.append(known)
+            column += known if isinstance(known, list) else (known,)
         columns.append(column)
-    return list(product(*columns))
+    return list(product(*columns)) if prod(map(len, columns)) <= MOST_TAGS else []
 
 
-def _value(value: Value, kind: int, tag: RowTag, texts: list[bytes], bound: Bound) -> bytes | None:
+def _value(value: Value, kind: int, tag: RowTag, texts: list[bytes], bound: Bound) -> bytes | list[bytes] | None:
+    """The value, or those of an array."""
     family = FAMILY[kind]
     if value.cast and CASTS.get(value.cast) is not family:
         return None
@@ -86,6 +88,8 @@ def _value(value: Value, kind: int, tag: RowTag, texts: list[bytes], bound: Boun
         if value.literal >= len(texts):
             return None
         text = value.const.encode() if value.literal < 0 else texts[value.literal]
+        if value.array:
+            return recognise_array(family, 0, text, False, kind)
         return recognise_constant(family, text, quoted=value.quoted)
     at = value.param - 1
     if at >= len(bound.values):
@@ -93,4 +97,5 @@ def _value(value: Value, kind: int, tag: RowTag, texts: list[bytes], bound: Boun
     declared = bound.oids[at] if at < len(bound.oids) else 0
     if declared in (0, _UNKNOWN) and value.param not in tag.typed:
         return None
-    return recognise(family, declared, bound.values[at], bound.format_of(at) == 1, kind)
+    read = recognise_array if value.array else recognise
+    return read(family, declared, bound.values[at], bound.format_of(at) == 1, kind)

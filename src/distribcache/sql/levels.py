@@ -5,8 +5,9 @@ what it reads from and which AND-ed equalities filter which part of that; ``pred
 columns of the relations are known.
 
 Rules:
-1. A condition is ``column = value``, ``column = column``, ``column IN (values)`` or ``column = ANY (ARRAY[constants])``
-   with the plain ``=``. Everything else filters as well, but says nothing here.
+1. A condition is ``column = value``, ``column = column``, ``column IN (values)``, ``column = ANY (array)`` or
+   ``column = ANY (ARRAY[constants])`` with the plain ``=``. A comparison of rows, ``(a, b) = (1, 2)`` or
+   ``(a, b) IN ((1, 2), (3, 4))``, is one for each place. Everything else filters as well, but says nothing here.
 2. A filter acts where it stands: WHERE on all that its level reads, the ON of an inner join on both sides, that of an
    outer join on the nullable side only, that of a full join on nothing. All conditions reject NULL, so a row without a
    partner does not pass them either.
@@ -48,7 +49,7 @@ class Value(NamedTuple):
     """Where a value comes from: ``$param``, the ``literal``-th replaced literal of the text at hand, or ``const``.
 
     ``quoted``: a string literal, which takes the type of what it is compared with. ``cast``: the built-in type it is
-    cast to (``int4``, ``uuid`` …), or nothing.
+    cast to (``int4``, ``uuid`` …), or nothing. ``array``: any element of it; the cast is that of the elements.
     """
 
     param: int = 0
@@ -56,6 +57,7 @@ class Value(NamedTuple):
     const: str = ""
     quoted: bool = False
     cast: str = ""
+    array: bool = False
 
 
 class Condition(NamedTuple):
@@ -108,7 +110,7 @@ _NONE: frozenset[int] = frozenset()
 
 def levels_of(walk: Walk, text: bytes) -> Levels:
     """The levels of the statement that ``walk`` went over; none when something in it makes every pin doubtful."""
-    if walk.recursive or walk.windows or len(walk.selects) > _MOST_LEVELS:
+    if walk.recursive or len(walk.selects) > _MOST_LEVELS:
         return NO_LEVELS
     constants = _Constants(text)
     readings = [_Reading(scope, constants) for _, scope in walk.selects]
@@ -220,7 +222,8 @@ class _Reading:
             items[first:] = [item._replace(qualifier="", readable=False) for item in items[first:]]
 
     def _filter(self, node: Node, first: int, end: int, start: int, stop: int) -> None:
-        conditions = [found for each in _conjuncts(node) if (found := self._condition(each)) is not None]
+        compared = [one for each in _conjuncts(node) for one in _by_place(each)]
+        conditions = [found for each in compared if (found := self._condition(each)) is not None]
         if conditions:
             self._conditions += len(conditions)
             self._filters.append(Filter(tuple(conditions), first, end, start, stop))
@@ -239,7 +242,10 @@ class _Reading:
         if kind == "AEXPR_IN":
             return self._equals(column, right.get("List", {}).get("items", ()))
         if kind == "AEXPR_OP_ANY":
-            elements = right.get("A_ArrayExpr", {}).get("elements", ())
+            if "A_ArrayExpr" not in right:
+                array = self._array(right) if column else None
+                return None if array is None else Condition(column, (array,))
+            elements = right["A_ArrayExpr"].get("elements", ())
             return None if any("A_Const" not in each for each in elements) else self._equals(column, elements)
         return None
 
@@ -253,6 +259,17 @@ class _Reading:
                 return None
             values.append(value)
         return Condition(column, tuple(values))
+
+    def _array(self, node: Node) -> Value | None:
+        """A parameter, or a string that is an array."""
+        name = node["TypeCast"]["typeName"] if "TypeCast" in node else {}
+        if name:
+            if len(name.get("arrayBounds", ())) != 1:
+                return None
+            name = {key: value for key, value in name.items() if key != "arrayBounds"}
+            node = {"TypeCast": {**node["TypeCast"], "typeName": name}}
+        value = self._value(node)
+        return value._replace(array=True) if value is not None and (value.param or value.quoted) else None
 
     def _value(self, node: Node) -> Value | None:
         cast = ""
@@ -287,6 +304,30 @@ def _conjuncts(node: Node) -> Iterable[Node]:
     if expression["boolop"] != "AND_EXPR":
         return ()
     return [each for argument in expression["args"] for each in _conjuncts(argument)]
+
+
+def _by_place(node: Node) -> Iterable[Node]:
+    """What a comparison of rows says of each of their places."""
+    expression = node.get("A_Expr", {})
+    kind, left = expression.get("kind"), _row(expression.get("lexpr", {}))
+    if not left or kind not in ("AEXPR_OP", "AEXPR_IN") or not _is_equals(expression["name"]):
+        return (node,)
+    listed = kind == "AEXPR_IN"
+    right = expression["rexpr"]
+    rows = [_row(each) for each in right.get("List", {}).get("items", ())] if listed else [_row(right)]
+    if not rows or any(len(row) != len(left) for row in rows):
+        return (node,)
+    return [
+        {"A_Expr": {**expression, "lexpr": one, "rexpr": {"List": {"items": others}} if listed else others[0]}}
+        for one, *others in zip(left, *rows, strict=True)
+    ]
+
+
+def _row(node: Node) -> list[Node]:
+    """The places of a row; none where one may stand for several (``t.*``)."""
+    places: list[Node] = node.get("RowExpr", {}).get("args", [])
+    several = any("A_Indirection" in each or ("ColumnRef" in each and not _path(each)) for each in places)
+    return [] if several else places
 
 
 def _is_equals(path: list[Node]) -> bool:

@@ -5,19 +5,21 @@ only when it already is that text (coherence trap 6): ``01``, `` 1``, ``1.0``, `
 and print otherwise, so they are not recognised, and the answer depends on the whole relation.
 
 A family is a set of types among which values are equal exactly when their printed forms are. Binary values have one
-form each, so these are printed here. Text means ``text`` and ``varchar`` under a deterministic collation, in a server
-of encoding UTF8 and for a client that speaks UTF-8; all that is for the caller to know.
+form each, so these are printed here. An array is recognised if it is plain and all its elements are. Text means
+``text`` and ``varchar`` under a deterministic collation, in a server of encoding UTF8 and for a client that speaks
+UTF-8; all that is for the caller to know.
 """
 
 from __future__ import annotations
 
 import enum
 import re
+import struct
 from collections.abc import Callable
 from datetime import date, timedelta
 from uuid import UUID
 
-__all__ = ["CASTS", "FAMILY", "Family", "recognise", "recognise_constant"]
+__all__ = ["CASTS", "FAMILY", "Family", "recognise", "recognise_array", "recognise_constant"]
 
 
 class Family(enum.Enum):
@@ -39,6 +41,10 @@ FAMILY: dict[int, Family] = {
     1082: Family.DATE,
 }
 """By type oid; every other type has none."""
+
+_ELEMENTS = {1005: 21, 1007: 23, 1016: 20, 1009: 25, 1015: 1043, 2951: 2950, 1000: 16, 1182: 1082}
+"""Of each type of arrays, the type of its elements."""
+_MOST_ELEMENTS = 32
 
 CASTS: dict[str, Family] = {
     "int2": Family.INT,
@@ -62,6 +68,11 @@ _LAST = date.max.toordinal()
 _INT = re.compile(rb"0|-?[1-9][0-9]{0,18}")
 _UUID = re.compile(rb"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _BOOL = re.compile(rb"true|false")
+# Nothing in it is escaped, nor white space outside of quotes.
+_ARRAY = re.compile(rb'\{(?:"[^"\\]*"|[^\s",{}\\]+)(?:,(?:"[^"\\]*"|[^\s",{}\\]+))*\}')
+_ELEMENT = re.compile(rb'"[^"]*"|[^",{}]+')
+_LONGEST_ARRAY = 64 * 1024
+_HEADER = struct.Struct("!iiIii")
 _DATE = re.compile(rb"(?!0000)[0-9]{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12][0-9]|3[01])")
 
 
@@ -80,6 +91,45 @@ def recognise(family: Family, declared: int, value: bytes | None, binary: bool, 
     if family is Family.INT and len(value) != _WIDTHS.get(declared, len(value)):
         return None
     return _BINARIES[family](value)
+
+
+def recognise_array(
+    family: Family, declared: int, value: bytes | None, binary: bool, column_type: int
+) -> list[bytes] | None:
+    """The elements of a bound array, or of a string that stands for one, as the stream prints them; None when that is
+    not certain of one of them.
+    """
+    if declared not in _OPEN and FAMILY.get(_ELEMENTS.get(declared, 0)) is not family:
+        return None
+    kind, elements = _binary_elements(value or b"") if binary else (0, _text_elements(value or b""))
+    found = [recognise(family, kind, each, binary, column_type) for each in elements]
+    known = [each for each in found if each is not None]
+    return known if len(known) == len(found) and 0 < len(found) <= _MOST_ELEMENTS else None
+
+
+def _text_elements(value: bytes) -> list[bytes]:
+    if len(value) > _LONGEST_ARRAY or _ARRAY.fullmatch(value) is None:
+        return []
+    elements = _ELEMENT.findall(value)
+    plain = not any(each.upper() == b"NULL" for each in elements)
+    return [each.strip(b'"') for each in elements] if plain else []
+
+
+def _binary_elements(value: bytes) -> tuple[int, list[bytes]]:
+    """The type of the elements, and these; none of an array that is not plain: of one dimension and without NULL."""
+    if not _HEADER.size <= len(value) <= _LONGEST_ARRAY:
+        return 0, []
+    dimensions, nulls, kind, count, _ = _HEADER.unpack_from(value)
+    if dimensions != 1 or nulls or not 0 < count <= _MOST_ELEMENTS or FAMILY.get(kind) is None:
+        return 0, []
+    elements, at = [], _HEADER.size
+    for _ in range(count):
+        size = int.from_bytes(value[at : at + 4], signed=True)
+        at += 4 + size
+        if size < 0 or at > len(value):
+            return 0, []
+        elements.append(value[at - size : at])
+    return (kind, elements) if at == len(value) else (0, [])
 
 
 def recognise_constant(family: Family, text: bytes, *, quoted: bool) -> bytes | None:

@@ -39,6 +39,8 @@ _PROBE: Final = (
     "$5::pg_catalog.varchar, $6::pg_catalog.uuid, $7::pg_catalog.bool, $8::pg_catalog.date)"
 )
 _SHOWN: Final = (-7, 1041, 1 << 40, "a'Ü", "b", UUID(int=1041), True, date(2004, 2, 29))
+_ESCAPED: Final = frozenset(b'"\\')
+"""Bytes that are not themselves between the quotes of an array's element."""
 _PRINTED: Final = [-7, 1041, 1 << 40, "a'Ü", "b", str(UUID(int=1041)), True, "2004-02-29"]
 
 
@@ -192,4 +194,8 @@ def _printed(value: Any) -> bytes | None:
         return str(value).encode("utf-8", "surrogatepass")
     if kind is UUID or kind is FastUUID:
         return str(value).encode()
+    if kind is list:
+        elements = [_printed(each) for each in value]
+        known = [each for each in elements if each is not None and not _ESCAPED.intersection(each)]
+        return b'{"%s"}' % b'","'.join(known) if len(known) == len(elements) else None
     return str(value.isoformat()).encode() if kind is date else None
