@@ -120,8 +120,10 @@ def drop_database(database: Database) -> None:
         connection.execute("SELECT pg_stat_force_next_flush()")  # settings go with it, and all databases see that
 
 
-QUIET = {"autovacuum": "off"}
-"""An ANALYZE of the server's own looks like a change of the catalogue: hits stop for a moment that no test chose."""
+QUIET = {"autovacuum": "off", "track_counts": "off"}
+"""An ANALYZE of the server's own looks like a change of the catalogue, and so do the server's counters, which know of a
+change up to ten seconds later: hits stop for a moment that no test chose. A test of counters turns them on.
+"""
 
 
 @pytest.fixture(scope="session")

@@ -128,7 +128,7 @@ class Eyes:
         self.role = f"role_{database.name}"
         self.looks = psycopg.connect(database.conninfo(), autocommit=True)
         self.looks.execute("SET search_path = pg_catalog; SET timezone = 'UTC'")
-        self.acts = psycopg.connect(database.conninfo(), autocommit=True)
+        self.acts = psycopg.connect(database.conninfo(), autocommit=True, options="-c track_counts=on")
         self.acts.execute(f"CREATE ROLE {self.role}; CREATE ROLE {self.role}_2; {SETUP}")
 
     def look(self) -> tuple[Any, ...]:
@@ -345,7 +345,7 @@ def test_roles_changed_from_another_database_show_in_the_quick_poll(eyes: Eyes) 
     ids=["membership", "attribute"],
 )
 def test_a_right_that_came_and_went_between_two_looks_shows_in_the_counters(eyes: Eyes, there: str, back: str) -> None:
-    with psycopg.connect(eyes.database.server.conninfo(), autocommit=True) as elsewhere:
+    with eyes.database.connect(options="-c track_counts=on", dbname="postgres") as elsewhere:
         for maker in (eyes.acts, elsewhere):  # what they have done up to now is counted
             maker.execute("SELECT pg_stat_force_next_flush()")
             maker.execute("SELECT 1")

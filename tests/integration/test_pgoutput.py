@@ -9,7 +9,7 @@ from pathlib import Path
 import psycopg
 import pytest
 from fix_cli import Cli
-from fix_postgres import Database, MakePostgres, create_database, drop_database
+from fix_postgres import QUIET, Database, MakePostgres, create_database, drop_database
 from fix_proxy import MakeProxy, ProxyProcess, last
 from followed import Followed, eventually, following
 from published import members, pgoutput_alone, publish, unpublish
@@ -25,14 +25,14 @@ SETTINGS = {"freshness.plugin": "pgoutput", "freshness.hit_wait": "2s", "freshne
 
 @pytest.fixture(scope="module")
 def older(request: pytest.FixtureRequest) -> Iterator[Postgres]:
-    options = {"autovacuum": "off", "max_prepared_transactions": "5"}
+    options = {**QUIET, "max_prepared_transactions": "5"}
     with Postgres(bin_dir=request.getfixturevalue("debian_bin"), options=options) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
 def newest() -> Iterator[Postgres]:
-    with Postgres(options={"autovacuum": "off", "max_prepared_transactions": "5"}) as server:
+    with Postgres(options={**QUIET, "max_prepared_transactions": "5"}) as server:
         yield server
 
 

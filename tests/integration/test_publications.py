@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import psycopg
 import pytest
 from fix_cli import Cli
-from fix_postgres import Database, create_database, drop_database
+from fix_postgres import QUIET, Database, create_database, drop_database
 from published import members, publish, unpublish
 from wait import until
 
@@ -27,7 +27,7 @@ ALL = [
 
 @pytest.fixture(scope="module")
 def older(request: pytest.FixtureRequest) -> Iterator[Postgres]:
-    with Postgres(bin_dir=request.getfixturevalue("debian_bin"), options={"autovacuum": "off"}) as server:
+    with Postgres(bin_dir=request.getfixturevalue("debian_bin"), options=QUIET) as server:
         yield server
 
 

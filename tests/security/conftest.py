@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from fix_postgres import Database, create_database, drop_database
+from fix_postgres import QUIET, Database, create_database, drop_database
 from fix_proxy import ProxyProcess, proxies
 from people import SCRAM_HBA, add_users
 from relay import Relay
@@ -42,7 +42,7 @@ def shared_proxy(shared_shop: Database) -> Iterator[ProxyProcess]:
 
 @pytest.fixture(scope="session")
 def scram_server() -> Iterator[Postgres]:
-    with Postgres(hba=SCRAM_HBA) as server:
+    with Postgres(hba=SCRAM_HBA, options=QUIET) as server:
         add_users(server)
         yield server
 

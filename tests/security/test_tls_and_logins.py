@@ -11,6 +11,7 @@ from pathlib import Path
 import psycopg
 import pytest
 from barewire import SSL_REQUEST, bare, startup
+from fix_postgres import QUIET
 from fix_proxy import MakeInnerProxy, ProxyProcess, last, proxies
 from muted import kept_and_muted
 from people import SCRAM_HBA, add_users
@@ -52,7 +53,7 @@ def theirs(folder: Path) -> tuple[Path, Path]:
 
 @pytest.fixture(scope="module")
 def tls_server(theirs: tuple[Path, Path], debian_bin: Path) -> Iterator[Postgres]:
-    server = Postgres(bin_dir=debian_bin, hba=SCRAM_HBA)
+    server = Postgres(bin_dir=debian_bin, hba=SCRAM_HBA, options=QUIET)
     with server:
         for path, name in zip(theirs, ("server.crt", "server.key"), strict=True):
             copy = server.data_dir / name
