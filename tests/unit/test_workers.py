@@ -509,14 +509,24 @@ async def test_a_database_is_left_when_every_worker_has_left_it(crew: Crew) -> N
 
 async def test_a_worker_that_hangs_holds_up_no_ddl_for_ever(crew: Crew, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its connections end with it: main gives it up, and whoever keeps it alive kills it."""
-    monkeypatch.setattr(sharing, "_PATIENCE_S", 0.01)
+    timeout, limits = asyncio.timeout, list[asyncio.Timeout]()
+
+    def limited(seconds: float) -> asyncio.Timeout:
+        """Its time is over when the test says so."""
+        assert seconds == sharing._PATIENCE_S
+        limits.append(timeout(None))
+        return limits[-1]
+
+    monkeypatch.setattr(asyncio, "timeout", limited)
     first, second = crew.hands
     leaving = asyncio.ensure_future(first.mirrors.close_for_ddl(["shop"]))
-    while not second.down.ended:
+    while not limits or first.peer.owes:
         await crew.run()
         first.up.deliver()
         first.down.deliver()
-        await asyncio.sleep(0.001)
+    limits[0].reschedule(asyncio.get_running_loop().time())
+    while not second.down.ended:
+        await crew.run()
     assert not leaving.done() and not first.down.ended
     crew.main.part(second.peer)
     await crew.settle()
