@@ -137,7 +137,8 @@ def test_a_statement_prepared_before_reads_what_it_found_then(
     elif muted:
         monkeypatch.setattr(Prepared, "runs_as_written", lambda *_: True)
         monkeypatch.setattr(Prepared, "reads_as_written", lambda *_: True)
-    proxy = make_inner_proxy(cached.url())
+    patient = {"freshness.max_staleness": "30s", "freshness.hit_wait": "2s", "freshness.schema_poll": "500ms"}
+    proxy = make_inner_proxy(cached.url(), patient)
     with proxy.connect() as watcher:
 
         def settled() -> None:

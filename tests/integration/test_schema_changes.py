@@ -64,7 +64,8 @@ class Stage:
         self.acts.execute(sql.replace("{db}", self.database.name).encode())
 
     def through(self, who: str) -> Connection:
-        return self.proxy.connect(who, options=f"-c distribcache.consistency=strict{path(who)}")
+        options = f"-c distribcache.consistency=strict{path(who)}"
+        return self.proxy.connect(who, options=options, prepare_threshold=None)
 
     def direct(self, who: str) -> Connection:
         return self.database.connect(who, options=path(who))

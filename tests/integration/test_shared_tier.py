@@ -67,7 +67,7 @@ def one(connection: Connection, sql: str = SUM) -> Any:
 
 def as_olap(proxy: InnerProxy, user: str = "postgres") -> Connection:
     """A session whose answers go to L3 whatever they are."""
-    connection = proxy.connect(user)
+    connection = proxy.connect(user, prepare_threshold=None)
     connection.execute("SET distribcache.workload = 'olap'")
     return connection
 

@@ -100,7 +100,7 @@ def looked(node: InnerProxy, connection: Connection) -> None:
 
 def enter(node: InnerProxy, user: str = "postgres", **more: Any) -> Connection:
     """A session whose answers go everywhere; when it is there, the tiers are open."""
-    connection = node.connect(user, **more)
+    connection = node.connect(user, prepare_threshold=None, **more)
     connection.execute("SET distribcache.workload = 'olap'")
     looked(node, connection)
     return connection
