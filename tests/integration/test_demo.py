@@ -98,12 +98,18 @@ def start() -> Iterator[Callable[..., Demo]]:
         shutil.rmtree(demo.folder)
 
 
+@pytest.mark.timeout(600)
 def test_json_is_one_object_with_what_was_measured(start: Callable[..., Demo]) -> None:
-    demo = start("--json", "--duration", "3", "--port", "0")
-    out, err = demo.process.communicate(timeout=200)
-    facts = json.loads(out)
+    for seconds in (3, 12, 48):
+        demo = start("--json", "--duration", str(seconds), "--port", "0")
+        out, err = demo.process.communicate(timeout=200)
+        facts = json.loads(out)
+        # On a busy machine a question may not be asked often enough in three seconds.
+        if not facts["complaints"] or not all("nothing was answered from memory" in it for it in facts["complaints"]):
+            break
+        demo.gone()
     assert out.count("\n") == 1
-    assert facts["ok"] is True, facts
+    assert facts["ok"] is True, facts["complaints"]
     assert demo.process.returncode == 0
     assert "Traceback" not in err
     for key in ("point_p50_ms", "point_p99_ms", "dashboard_p50_ms", "dashboard_p99_ms", "outside_p50_ms"):
