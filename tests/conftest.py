@@ -9,7 +9,8 @@ from __future__ import annotations
 from hypothesis import HealthCheck, settings
 
 pytest_plugins = [
-    "fix_ports", "fix_cli", "fix_postgres", "fix_library", "fix_proxy", "fix_stock", "fix_valkey", "fix_world",
+    "fix_ports", "fix_telling", "fix_cli", "fix_postgres", "fix_library", "fix_proxy", "fix_stock", "fix_valkey",
+    "fix_world",
 ]  # fmt: skip
 
 _PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])

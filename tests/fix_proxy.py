@@ -25,6 +25,7 @@ from typing import IO, Any
 import psycopg
 import pytest
 from fix_postgres import Database
+from fix_telling import Witness, witnesses
 from wait import until
 
 from distribcache.cli.serve import Proxy
@@ -45,8 +46,8 @@ _NEVER = 1 << 30
 _FACTS = re.compile(r"distribcache \S+ on ([\d.]+):(\d+) .* admin http://([\d.]+):(\d+)/")
 
 
-@dataclass
-class ProxyProcess:
+@dataclass(eq=False)
+class ProxyProcess(Witness):
     """A running ``distribcache serve``."""
 
     process: subprocess.Popen[str]
@@ -97,6 +98,14 @@ class ProxyProcess:
                 return bool(reply.status == 200)
         except urllib.error.HTTPError:
             return False
+
+    def tell(self) -> str:
+        if self.process.poll() is not None:
+            return f"has ended: {self.process.returncode}\n" + "".join(self.log[-20:])
+        with urllib.request.urlopen(f"{self.admin}/api/status", timeout=5) as reply:
+            status = json.load(reply)
+        seen = {name: value for name, value in status["statistics"].items() if value}
+        return "\n".join([str(seen), *map(str, status["databases"]), *self.log[-20:]])
 
     def accepts(self) -> bool:
         """Does somebody new get in?"""
@@ -182,6 +191,7 @@ def proxies() -> Iterator[MakeProxy]:
         process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         proxy = ProxyProcess(process, url.rpartition("/")[2].partition("?")[0])
         running.append(proxy)
+        witnesses.add(proxy)
         assert process.stdout is not None and process.stderr is not None
         reader = threading.Thread(target=_gather, args=(process.stderr, proxy.log), daemon=True)
         reader.start()
@@ -212,7 +222,7 @@ def proxy(database: Database, make_proxy: MakeProxy) -> ProxyProcess:
     return make_proxy(database.url())
 
 
-class InnerProxy:
+class InnerProxy(Witness):
     """The proxy in a thread of the test's own process, so that a test can look inside, mute a rule or hold the
     stream.
     """
@@ -229,6 +239,7 @@ class InnerProxy:
         self.proxy = Proxy(self._settings, self.log.append)
         self.call(self.proxy.start())
         self.host, self.port = self.proxy.address
+        witnesses.add(self)
         self.call(self._enter())
         until(self.settled, lambda: f"never serving and settled: {self.log}")
 
@@ -279,6 +290,15 @@ class InnerProxy:
         monkeypatch.setattr(Looking, "_look", when_asked)
         monkeypatch.setattr(Reader, "_slice", lambda *_: False)
         self.call(asyncio.sleep(0))  # a slice that had begun is over
+
+    def tell(self) -> str:
+        totals = self.proxy.node.totals
+        lines = [f"misses {dict(totals.misses)}, bypasses {dict(totals.bypasses)}, refusals {dict(totals.refusals)}"]
+        lines += [f"hits {session.hot.hits}, last {session.outcome}" for session in list(self.proxy.node.live)]
+        for each in list(self.proxy.databases):
+            seen = {name: value for name, value in each.report().items() if value}
+            lines.append(f"{each.name}: {seen}")
+        return "\n".join([*lines, *self.log[-20:]])
 
     def stop(self) -> None:
         """May be called twice."""
