@@ -16,7 +16,7 @@ from itertools import count
 from distribcache.coherence.epoch import digest
 from distribcache.errors import ProtocolError
 from distribcache.query import Consistency, WorkloadType
-from distribcache.sql.settings import KEYED, OWN, SCOPE_COLUMNS
+from distribcache.sql.settings import KEYED, OWN, SCOPE_COLUMNS, UNLOADED
 
 __all__ = ["Idents", "Scope", "ServerFacts", "read_scope"]
 
@@ -143,8 +143,8 @@ def read_scope(row: list[bytes | None], idents: Idents, extra: tuple[str, ...] =
 
     The names in ``extra`` are part of the content: equal values of two different settings are not the same scope.
     """
-    if len(row) < _FIXED + len(OWN) + len(KEYED):
-        raise ProtocolError("the answer to the question about the session has too few columns")
+    if len(row) != _FIXED + len(OWN) + len(KEYED) + len(extra):
+        raise ProtocolError("the answer to the question about the session has another number of columns")
     text = [None if value is None else value.decode("utf-8", "surrogateescape") for value in row]
     (
         database,
@@ -163,7 +163,8 @@ def read_scope(row: list[bytes | None], idents: Idents, extra: tuple[str, ...] =
         listens,
     ) = text[:_FIXED]
     own = tuple(text[_FIXED : _FIXED + len(OWN)])
-    settings = tuple(text[_FIXED + len(OWN) :])
+    given = zip(text[_FIXED + len(OWN) :], (*KEYED, *extra), strict=True)
+    settings = tuple([UNLOADED.get(name) if value is None else value for value, name in given])
     cache, consistency, staleness, workload, branch, as_of = own
     refusal = ""
     names = json.loads(schemas or "[]")

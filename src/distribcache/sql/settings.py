@@ -5,13 +5,14 @@ among them (proxy trap 3), so what a session *is* cannot be watched, only asked 
 runs under a reserved name, in the extended protocol, only while the connection is idle (coherence trap 15).
 
 ``KEYED`` are the settings that can change the bytes of a result; their values become part of the session's scope by
-content. Settings of extensions are asked with ``missing_ok``: absent reads as NULL. Settings that a session has been
+content. Settings of extensions are asked with ``missing_ok``: absent reads as NULL, which is what ``UNLOADED`` says: a
+session knows the settings of an extension only once it has run something of it. Settings that a session has been
 seen to touch and that are not in the list are added for that session (``extra``): a policy or a function may read them.
 """
 
 from __future__ import annotations
 
-__all__ = ["KEYED", "OWN", "SCOPE_COLUMNS", "scope_query"]
+__all__ = ["KEYED", "OWN", "SCOPE_COLUMNS", "UNLOADED", "scope_query"]
 
 KEYED: tuple[str, ...] = (
     "search_path",
@@ -54,6 +55,21 @@ KEYED: tuple[str, ...] = (
     "pg_trgm.word_similarity_threshold",
     "pg_trgm.strict_word_similarity_threshold",
 )
+
+UNLOADED: dict[str, str] = {
+    "hnsw.ef_search": "40",
+    "hnsw.iterative_scan": "off",
+    "hnsw.max_scan_tuples": "20000",
+    "hnsw.scan_mem_multiplier": "1",
+    "ivfflat.probes": "1",
+    "ivfflat.iterative_scan": "off",
+    "ivfflat.max_probes": "32768",
+    "pg_trgm.similarity_threshold": "0.3",
+    "pg_trgm.word_similarity_threshold": "0.6",
+    "pg_trgm.strict_word_similarity_threshold": "0.5",
+}
+"""What a setting will be that a session does not know yet. One that was set before, for the session or its role, it
+knows."""
 
 OWN: tuple[str, ...] = ("cache", "consistency", "max_staleness", "workload", "branch", "as_of")
 """The cache's own settings, each ``distribcache.<name>``: ordinary custom settings that PostgreSQL itself keeps."""
