@@ -71,7 +71,7 @@ _BOOL = re.compile(rb"true|false")
 # Nothing in it is escaped, nor white space outside of quotes.
 _ARRAY = re.compile(rb'\{(?:"[^"\\]*"|[^\s",{}\\]+)(?:,(?:"[^"\\]*"|[^\s",{}\\]+))*\}')
 _ELEMENT = re.compile(rb'"[^"]*"|[^",{}]+')
-_LONGEST_ARRAY = 64 * 1024
+_LONGEST_ARRAY = 8 * 1024
 _HEADER = struct.Struct("!iiIii")
 _DATE = re.compile(rb"(?!0000)[0-9]{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12][0-9]|3[01])")
 
@@ -102,9 +102,11 @@ def recognise_array(
     if declared not in _OPEN and FAMILY.get(_ELEMENTS.get(declared, 0)) is not family:
         return None
     kind, elements = _binary_elements(value or b"") if binary else (0, _text_elements(value or b""))
+    if not 0 < len(elements) <= _MOST_ELEMENTS:
+        return None
     found = [recognise(family, kind, each, binary, column_type) for each in elements]
     known = [each for each in found if each is not None]
-    return known if len(known) == len(found) and 0 < len(found) <= _MOST_ELEMENTS else None
+    return known if len(known) == len(found) else None
 
 
 def _text_elements(value: bytes) -> list[bytes]:
