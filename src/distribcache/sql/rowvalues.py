@@ -69,7 +69,7 @@ _INT = re.compile(rb"0|-?[1-9][0-9]{0,18}")
 _UUID = re.compile(rb"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _BOOL = re.compile(rb"true|false")
 # Nothing in it is escaped, nor white space outside of quotes.
-_ARRAY = re.compile(rb'\{(?:"[^"\\]*"|[^\s",{}\\]+)(?:,(?:"[^"\\]*"|[^\s",{}\\]+))*\}')
+_ARRAY = re.compile(rb'\{(?:"[^"\\]*+"|[^\s",{}\\]++)(?:,(?:"[^"\\]*+"|[^\s",{}\\]++))*+\}')
 _ELEMENT = re.compile(rb'"[^"]*"|[^",{}]+')
 _LONGEST_ARRAY = 8 * 1024
 _HEADER = struct.Struct("!iiIii")
