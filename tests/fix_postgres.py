@@ -26,6 +26,7 @@ from typing import Any, Protocol
 import psycopg
 import pytest
 from psycopg import sql
+from wait import until
 
 from distribcache.cli.postgres import Postgres
 
@@ -104,11 +105,11 @@ def create_database(server: Postgres, prefix: str = "test", *, encoding: str = "
 def drop_database(database: Database) -> None:
     """Drop it whoever is connected. Slots that a test left are dropped first, else DROP DATABASE would fail."""
     with psycopg.connect(database.server.conninfo(), autocommit=True) as connection:
-        connection.execute(
+        followed = (
             "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots "
-            "WHERE database = %s AND active_pid IS NOT NULL",
-            [database.name],
+            "WHERE database = %s AND active_pid IS NOT NULL"
         )
+        until(lambda: not connection.execute(followed, [database.name]).fetchall(), "it is still followed")
         connection.execute(
             "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots "
             "WHERE database = %s AND NOT temporary AND NOT active",

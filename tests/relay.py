@@ -34,6 +34,8 @@ class Relay:
         """Connections whose first packet contains these bytes go to another port."""
         self._count = 0
         self._pairs: list[tuple[socket.socket, socket.socket]] = []
+        self._closing = threading.Lock()
+        """Held to close sockets, and to harm them: a thread that has only read a number may mean the next socket."""
         self._closed = False
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
@@ -60,12 +62,11 @@ class Relay:
 
     def cut(self, *, everything: bool = False) -> None:
         """End the harmed connections, or all."""
-        for pair in list(self._pairs):
-            for one in pair:
-                with contextlib.suppress(OSError):
-                    one.shutdown(socket.SHUT_RDWR)
-        if everything:
-            self._pairs.clear()
+        with self._closing:
+            for pair in self._pairs:
+                _shut(*pair)
+            if everything:
+                self._pairs.clear()
 
     def _accept(self) -> None:
         while not self._closed:
@@ -99,8 +100,15 @@ class Relay:
             if server is not None:
                 server.close()
             return
-        threading.Thread(target=self._pump, args=(client, server, harmed, False), daemon=True).start()
+        upward = threading.Thread(target=self._pump, args=(client, server, harmed, False), daemon=True)
+        upward.start()
         self._pump(server, client, harmed, True)
+        upward.join()
+        with self._closing:
+            if (client, server) in self._pairs:
+                self._pairs.remove((client, server))
+            client.close()
+            server.close()
 
     def _pump(self, source: socket.socket, sink: socket.socket, harmed: bool, downward: bool) -> None:
         kept = b""
@@ -120,10 +128,7 @@ class Relay:
                 for at in range(0, len(data), step or 1):
                     sink.sendall(data[at : at + step])
                 self.relayed += len(data)
-        for one in (source, sink):
-            with contextlib.suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
-            one.close()
+        _shut(source, sink)
 
     def _mangled(self, data: bytes) -> tuple[bytes | None, bytes]:
         assert self.mangle is not None
@@ -139,3 +144,10 @@ class Relay:
                 return None, b""
             out += changed
         return out, data
+
+
+def _shut(*sockets: socket.socket) -> None:
+    """Whoever waits on them is told; they are closed when nobody does."""
+    for one in sockets:
+        with contextlib.suppress(OSError):
+            one.shutdown(socket.SHUT_RDWR)
