@@ -164,6 +164,11 @@ CASES: dict[str, tuple[Read, list[str], list[str]]] = {
         ["UPDATE part SET note = 'x' WHERE item = 7 AND number = 1", "DELETE FROM part WHERE item = 9"],
         ["UPDATE part SET note = 'x' WHERE item = 8 AND number = 3", "DELETE FROM part WHERE item = 7"],
     ),
+    "alternatives": (
+        simple("SELECT note FROM part WHERE item = 7 AND number = 2 OR item = 8 AND number = 3 ORDER BY item"),
+        ["UPDATE part SET note = 'x' WHERE item = 7 AND number = 1", "DELETE FROM part WHERE item = 9"],
+        ["UPDATE part SET note = 'x' WHERE item = 8 AND number = 3", "DELETE FROM part WHERE item = 7"],
+    ),
     "a window": (
         simple("SELECT rank() OVER (ORDER BY number), count(*) OVER () FROM part WHERE item = 7 ORDER BY 1"),
         ["UPDATE part SET note = 'x' WHERE item = 8"],
@@ -241,7 +246,7 @@ def test_a_write_ends_what_it_concerns(shop: Database, inner: InnerProxy, name: 
 UNPINNED = {
     "another form of the number": simple("SELECT name FROM item WHERE id = 07"),
     "a fraction": simple("SELECT name FROM item WHERE id = 7.0"),
-    "or": simple("SELECT name FROM item WHERE id = 7 OR id = 8"),
+    "or": simple("SELECT name FROM item WHERE id = 7 OR price = 8"),
     "through a view": simple("SELECT name FROM cheap WHERE id = 7"),
     "an array with NULL": bound("SELECT name FROM item WHERE id = ANY (%s)", [7, None]),
     "more elements than are followed": bound("SELECT count(*) FROM item WHERE id = ANY (%s)", list(range(33))),

@@ -86,7 +86,12 @@ HOLD = [
     ('SELECT * FROM "Odd name" WHERE "Id" = $1', ["Odd name: Id=$1"]),
     ("SELECT * FROM ONLY t WHERE id = $1", ["t: id=$1"]),
     # Conjunctions.
-    ("SELECT * FROM t WHERE id = $1 AND (a = $2 AND b > 5) AND (b = 1 OR b = 2)", ["t: id=$1, a=$2"]),
+    ("SELECT * FROM t WHERE id = $1 AND (a = $2 AND b > 5) AND (b = 1 OR b = 2)", ["t: id=$1, a=$2, b=1|2"]),
+    ("SELECT * FROM t WHERE id = 1 OR id = 2 OR id IN (3, 4)", ["t: id=#0|#1|#2|#3"]),
+    ("SELECT * FROM t WHERE id = $1 AND a = 1 OR a = 2 AND id = $2", ["t: id=$1|$2, a=1|2"]),
+    ("SELECT * FROM t WHERE id = 1 AND (a = 2 OR b = 3 AND a = 4 OR (a, b) = (5, 6))", ["t: id=#0, a=#1|#3|#4"]),
+    ("SELECT * FROM t WHERE id = 1 OR (id = 2 OR id = 3) AND a > 1", ["t: id=#0|#1|#2"]),
+    ("SELECT * FROM t JOIN u ON t.id = u.t_id AND (u.x = 1 OR u.x = 2)", ["t: ", "u: x=#0|#1"]),
     ("SELECT * FROM t WHERE id = $1 AND id = $2", ["t: id=$1, id=$2"]),
     # Joins.
     ("SELECT * FROM t JOIN u ON u.t_id = t.id WHERE t.id = $1", ["t: id=$1", "u: t_id~=$1"]),
@@ -139,6 +144,12 @@ def test_what_pins(text: str, expected: list[str]) -> None:
 
 NOTHING = [
     "SELECT * FROM t WHERE id = $1 OR a = 2",
+    "SELECT * FROM t WHERE id = $1 OR id > 2",
+    "SELECT * FROM t WHERE id = $1 OR true",
+    "SELECT * FROM t WHERE id = $1 OR NOT id = 2",
+    "SELECT * FROM t WHERE NOT (id = 1 OR id = 2)",
+    "SELECT * FROM t WHERE id = 1 OR t.id = 2",
+    "SELECT * FROM t WHERE id = a OR id = b",
     "SELECT * FROM t WHERE NOT id = $1",
     "SELECT * FROM t WHERE NOT (id = $1 AND a = 2)",
     "SELECT * FROM t WHERE id <> $1",

@@ -7,7 +7,8 @@ columns of the relations are known.
 Rules:
 1. A condition is ``column = value``, ``column = column``, ``column IN (values)``, ``column = ANY (array)`` or
    ``column = ANY (ARRAY[constants])`` with the plain ``=``. A comparison of rows, ``(a, b) = (1, 2)`` or
-   ``(a, b) IN ((1, 2), (3, 4))``, is one for each place. Everything else filters as well, but says nothing here.
+   ``(a, b) IN ((1, 2), (3, 4))``, is one for each place; so is an OR for each column that has values in all of its
+   parts. Everything else filters as well, but says nothing here.
 2. A filter acts where it stands: WHERE on all that its level reads, the ON of an inner join on both sides, that of an
    outer join on the nullable side only, that of a full join on nothing. All conditions reject NULL, so a row without a
    partner does not pass them either.
@@ -222,11 +223,32 @@ class _Reading:
             items[first:] = [item._replace(qualifier="", readable=False) for item in items[first:]]
 
     def _filter(self, node: Node, first: int, end: int, start: int, stop: int) -> None:
-        compared = [one for each in _conjuncts(node) for one in _by_place(each)]
-        conditions = [found for each in compared if (found := self._condition(each)) is not None]
+        conditions = self._all_of(node)
         if conditions:
             self._conditions += len(conditions)
             self._filters.append(Filter(tuple(conditions), first, end, start, stop))
+
+    def _all_of(self, node: Node) -> list[Condition]:
+        """Conditions that are true where ``node`` is."""
+        found: list[Condition] = []
+        for each in _conjuncts(node):
+            if "BoolExpr" in each:
+                found += self._any_of(each["BoolExpr"]["args"])
+            else:
+                found += [one for place in _by_place(each) if (one := self._condition(place)) is not None]
+        return found
+
+    def _any_of(self, nodes: list[Node]) -> list[Condition]:
+        """The same of alternatives: a column that has values in each of them has one of all these."""
+        if len(nodes) > _MOST_VALUES:
+            return []
+        first, *others = [{one.column: one.values for one in self._all_of(node) if one.values} for node in nodes]
+        found = []
+        for column, values in first.items():
+            given = [*values, *(value for other in others for value in other.get(column, ()))]
+            if len(given) <= _MOST_VALUES and all(column in other for other in others):
+                found.append(Condition(column, tuple(given)))
+        return found
 
     def _condition(self, node: Node) -> Condition | None:
         expression = node.get("A_Expr")
@@ -302,7 +324,7 @@ def _conjuncts(node: Node) -> Iterable[Node]:
     if expression is None:
         return (node,)
     if expression["boolop"] != "AND_EXPR":
-        return ()
+        return (node,) if expression["boolop"] == "OR_EXPR" else ()
     return [each for argument in expression["args"] for each in _conjuncts(argument)]
 
 
