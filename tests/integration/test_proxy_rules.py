@@ -13,7 +13,6 @@ from fix_postgres import Database
 from fix_proxy import InnerProxy, MakeInnerProxy, until_hit
 from muted import kept_and_muted
 from rawclient import RawClient
-from wait import until
 
 from distribcache.proxy import extended, forward, session, simple, standing
 from distribcache.proxy.group import Message, Run, cut, parse_message
@@ -106,15 +105,19 @@ def test_trap_9_a_portal_bound_before_a_commit_never_fills(
     stored as new.
     """
     eventual = "-c distribcache.consistency=eventual"  # never waits, so the sabotaged fill is served for certain
-    with RawClient(proxy.host, proxy.port, stock.name, options=eventual) as client, proxy.connect() as connection:
+    strict = "-c distribcache.consistency=strict"  # whose hits prove that the write has arrived
+    with (
+        RawClient(proxy.host, proxy.port, stock.name, options=eventual) as client,
+        proxy.connect(options=strict) as connection,
+    ):
         until_hit(connection, READ)
         if muted:  # fill at Execute, as if it took the snapshot
             fill_at_execute(monkeypatch)
         client.send(parse(b"s", READ.encode()) + bind(b"", b"s") + FLUSH)
         client.until(b"2")
         stock.execute("UPDATE stock SET value = 2")
-        until(lambda: connection.execute(READ).fetchone() == (2,), "the write never arrived")
-        until_hit(connection, READ)  # V has passed the commit: a fill that begins now would be taken for a new one
+        # V has passed the commit: a fill that begins now would be taken for a new one.
+        assert until_hit(connection, READ) == [(2,)]
         client.send(execute(b"") + SYNC)
         assert client.rows_until_ready() == [[b"1"]]
         client.send(bind(b"", b"s") + execute(b"") + SYNC)
