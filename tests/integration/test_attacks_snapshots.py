@@ -21,7 +21,11 @@ STOCK = ("CREATE TABLE stock (id int PRIMARY KEY, value int)", "INSERT INTO stoc
 
 
 def arrived(connection: psycopg.Connection[object], value: int) -> None:
-    """The change has come through the stream, and V has passed it: a fill that begins now would be dated by it."""
+    """The change has come through the stream, and V has passed it: a fill that begins now would be dated by it.
+
+    Only a strict hit proves that: another may be of what the server was asked for meanwhile.
+    """
+    connection.execute("SET distribcache.consistency = strict")
 
     def hit() -> bool:
         seen = connection.execute("SELECT value FROM stock WHERE id = 2").fetchone()
