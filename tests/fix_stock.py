@@ -3,7 +3,8 @@
 A test module says what is in the database, ``STOCK``, and may say other settings of the proxy, ``SETTINGS``.
 
 ``stock``            the database, with what ``STOCK`` has made
-``inner``            a proxy before it. A change that the test holds back may be late by as long as a test may last
+``inner``            a proxy before it. A change that the test holds back may be late by as long as a test may last, and
+                     a read waits for a proof for as long as a busy machine needs for one
 ``client, second``   two clients of it that log in and say nothing else
 ``warm``             repeat an exchange until it is answered from memory
 """
@@ -22,7 +23,7 @@ from distribcache.wire.messages import query
 
 __all__ = ["client", "inner", "second", "stock", "warm"]
 
-_LATE = {"freshness.max_staleness": "30s"}
+_LATE = {"freshness.max_staleness": "30s", "freshness.hit_wait": "5s"}
 
 
 @pytest.fixture

@@ -10,6 +10,8 @@ from wait import until
 
 from distribcache.wire.messages import FLUSH, SYNC, bind, execute, message, parse, query
 
+SETTINGS = {"freshness.max_staleness": "30s"}
+"""Nobody waits for long: what is waited for does not come while the stream is held."""
 READ = b"SELECT sum(value) FROM stock"
 UPDATE = b"UPDATE stock SET value = 10"
 STOCK = (
