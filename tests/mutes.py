@@ -79,8 +79,8 @@ def arrival(put: Set) -> None:
     """R4: a strict session is served as any other."""
     know = Standing.know_scope
 
-    def lax(self: Standing, *known: object) -> None:
-        know(self, *known)  # type: ignore[arg-type]
+    def lax(self: Standing, *known: object, **how: object) -> None:
+        know(self, *known, **how)  # type: ignore[arg-type]
         self.strict = self.careful = False
         self.refresh()
 

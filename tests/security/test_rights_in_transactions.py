@@ -3,7 +3,8 @@
 A prepared statement that runs again in an open transaction takes no new lock, so its process of the server does not
 look at what was invalidated meanwhile (measured: a REVOKE and a new function body are overlooked until the transaction
 ends). PostgreSQL answers that session so, and it alone: a session whose scope was learned under another value of the
-schema slot has none until it has been asked again, and inside a transaction it is not asked.
+schema slot has none until it has been asked again, and inside a transaction that began before it is not asked: the
+question would make the server look, and the client be told something else than without us.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from fix_proxy import InnerProxy, MakeInnerProxy, last
 from wait import until
 
 from distribcache.coherence.ledger import EPOCH, SCHEMA
+from distribcache.proxy.questions import Questions
 from distribcache.proxy.standing import Standing
 
 READ = "SELECT a FROM item"
@@ -92,6 +94,15 @@ def test_a_transaction_that_began_behind_the_change_is_kept(
         return bool(found[1][1] == "hit")
 
     until(stored, "a fill of a transaction is never kept")
+
+
+@pytest.mark.sabotage
+def test_muted_our_question_makes_the_server_look(
+    proxy: InnerProxy, ann: psycopg.Connection[Any], database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Questions, "_may_ask_inside", lambda self: self._session.at_rest(b"T"))
+    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+        goes_on(proxy, ann, READ, REVOKE, database)
 
 
 @pytest.mark.sabotage

@@ -118,7 +118,7 @@ def _judge(
     one = only(parsed)
     kind = None if one is None else one.kind
     if one is not None and kind in _NO_PLAN:
-        plan.effects.append((effects(sql, parsed, pure=False), kind, one.chain))
+        plan.effects.append((s.effects_of(sql, parsed, pure=False, analysed=False), kind, one.chain))
         if kind is Kind.BEGIN:
             plan.begin = plan.begin or begin_meaning(s, one)
         return None

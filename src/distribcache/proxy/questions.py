@@ -1,7 +1,7 @@
 """What the proxy itself asks on a client's connection, and the transaction that it opens there on the client's behalf.
 
-Only while upstream is idle, in the extended protocol under reserved names (a simple query of ours would destroy the
-client's unnamed statement, coherence trap 15), and its replies never reach the client.
+Only while upstream has nothing to do, in the extended protocol under reserved names (a simple query of ours would
+destroy the client's unnamed statement, coherence trap 15), and its replies never reach the client.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ _SOON = frozenset({
     "log_went_back", "publication_changed",
 })  # fmt: skip
 """Reasons not to serve that pass by themselves."""
+_LEAST_MS = 1000
 _KEYED = frozenset(name.lower() for name in KEYED)
 
 
@@ -81,10 +82,22 @@ class Questions:
 
     def _learn(self, when: str) -> bool:
         s = self._session
-        if not s.may_ask or when in s.tried:
+        if when in s.tried or not (s.at_rest() or (when == "scope" and self._may_ask_inside())):
             return False
         s.wait(when, self.scope(early=when == "early"))
         return True
+
+    def _may_ask_inside(self) -> bool:
+        """May a question be asked in the transaction that is open, in front of the read at hand? To the server it is a
+        query like that one. So nothing may come in front of both that is refused behind a query, and no timeout may be
+        so short that it could end the question and not the read. Nor may the catalogue have changed since the
+        transaction began: it may go on to see what was there, rights included.
+        """
+        s = self._session
+        if not s.at_rest(b"T") or s.txn.impure or s.txn.bypass or 0 < s.timeout_ms < _LEAST_MS:
+            return False
+        words = s.coherence.words
+        return s.outside == (words[EPOCH], words[SCHEMA]) and not s.unit_matches(_ISOLATION)
 
     def scope(self, behind: bytes = b"", *, early: bool = False) -> asyncio.Future[None]:
         """Ask for the session's scope; the session knows it before the future is done.
@@ -100,6 +113,7 @@ class Questions:
         rows: list[bytes] = []
         answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         good = cancelled = False
+        inside = s.replies.status == b"T" and not behind
         # A change of the catalogue or of the server while the question is on its way makes its answer an old one.
         asked_under = (s.coherence.words[EPOCH], s.coherence.words[SCHEMA])
         asked_at = now_ns()
@@ -107,11 +121,14 @@ class Questions:
             sorted(name for name in s.touched if name.lower() not in _KEYED and not name.startswith("distribcache."))
         )
 
-        def executed(kind: int, message: bytes) -> None:
+        def step(kind: int, message: bytes) -> None:
             nonlocal good, cancelled
             good = kind == _COMPLETE
-            cancelled = kind == _ERROR and _CANCELLED in message
-            self._left = kind == _ERROR
+            if kind == _ERROR:
+                cancelled = _CANCELLED in message
+                self._left = True
+                if inside:  # it has failed the client's transaction, as its own read would have
+                    s.failure = message
 
         def done(kind: int, message: bytes) -> None:
             if not cancelled:
@@ -119,25 +136,26 @@ class Questions:
                 if early:
                     s.early = (0 if scope.refusal else scope.ident), asked_at
                 else:
-                    s.know_scope(scope, asked_under)
+                    s.know_scope(scope, asked_under, inside=inside)
                     s.presence.expected(scope.idle_ms)
             if not answered.done():
                 answered.set_result(None)
 
         if self._left:
+            self._left = False
             s.replies.expect(Op(Front.CLOSE, ours=True))
             behind += close(b"S", _NAME)
         for op in (
-            Op(Front.PARSE, ours=True),
-            Op(Front.BIND, ours=True),
-            Op(Front.EXECUTE, ours=True, rows=rows, done=executed),
-            Op(Front.CLOSE, ours=True),
+            Op(Front.PARSE, ours=True, done=step),
+            Op(Front.BIND, ours=True, done=step),
+            Op(Front.EXECUTE, ours=True, rows=rows, done=step),
+            *[Op(Front.CLOSE, ours=True) for _ in range(1 + inside)],
             Op(Front.SYNC, ours=True, done=done),
         ):
             s.replies.expect(op)
         s.awaiting = True
-        question = parse(_NAME, scope_query(extra).encode()) + bind(_NAME, _NAME) + execute(_NAME) + close(b"S", _NAME)
-        s.wires.to_upstream(behind + question + SYNC)
+        question = parse(_NAME, scope_query(extra).encode()) + bind(_NAME, _NAME) + execute(_NAME)
+        s.wires.to_upstream(behind + question + (_CLOSE if inside else close(b"S", _NAME)) + SYNC)
         return answered
 
     def _read(self, rows: list[bytes], extra: tuple[str, ...], *, early: bool) -> Scope:

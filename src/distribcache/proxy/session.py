@@ -375,13 +375,12 @@ class Session(Standing):
         """Has the client all its answers, and upstream nothing to do?"""
         if self._inbox or self._blocked or self._sent_all or self.hot.paused or self.closed or self.discarding:
             return False
-        return self.may_ask
+        return self.at_rest()
 
-    @property
-    def may_ask(self) -> bool:
-        """Is upstream logged in, outside a transaction, and owing nothing?"""
+    def at_rest(self, status: bytes = b"I") -> bool:
+        """Is upstream logged in, outside a transaction (or in that ``status``), and owing nothing?"""
         busy = self.awaiting or self.open or self.replies.pending or not self.backend_pid
-        return not busy and self.replies.status == b"I"
+        return not busy and self.replies.status == status
 
     def ask(self, question: bytes) -> None:
         """Send messages of ours, whose replies are expected already, while ``idle``; the client's next one waits."""

@@ -31,7 +31,7 @@ from distribcache.proxy.replies import Replies
 from distribcache.proxy.transaction import Transaction
 from distribcache.query import Consistency
 from distribcache.sql.cacheability import Kind, Parsed
-from distribcache.sql.effects import UNKNOWN, Effects, effects
+from distribcache.sql.effects import CONTROL, UNKNOWN, Effects, effects
 
 if TYPE_CHECKING:
     from distribcache.proxy.again import Hit
@@ -40,6 +40,8 @@ __all__ = ["Standing"]
 
 _EARLY = 64
 """How often a session asks what it is while nothing is served: that may last."""
+_ENDS = CONTROL - {Kind.SAVEPOINT, Kind.RELEASE}
+"""What may take back that something was set in a transaction."""
 _HELD = 8
 """Largest entries that the fills of one exchange may hold together."""
 
@@ -90,6 +92,12 @@ class Standing:
         self.fills: list[Fill] = []
         self.budget = Budget(_HELD * node.settings.l1.max_entry)
         self.opaque = False
+        self.inside = False
+        """The scope was learned in a transaction that is open, and ends with it."""
+        self.outside = (0, 0)
+        """Epoch and schema slot when no transaction was open last."""
+        self.timeout_ms = 0
+        """The session's ``statement_timeout``, as far as it was seen; 0: none."""
         self.max_staleness = 0
         """The bound of this session, before that of a class of statements."""
         self.armed = node.audits.arming
@@ -141,9 +149,13 @@ class Standing:
             return "scope_unknown"
         return self.scope.refusal
 
-    def know_scope(self, scope: Scope, asked_under: tuple[int, int]) -> None:
-        """The answer to the question about the session, and the epoch and schema slot when it was asked."""
+    def know_scope(self, scope: Scope, asked_under: tuple[int, int], *, inside: bool) -> None:
+        """The answer to the question about the session, and the epoch and schema slot when it was asked; ``inside``: of
+        a transaction. What was set in that is over when it ends, or is rolled back to a savepoint.
+        """
         self.scope = scope
+        self.inside = inside
+        self.timeout_ms = scope.statement_timeout_ms
         self.early_left = _EARLY
         self.hot.epoch, self.hot.schema = asked_under
         staleness = scope.max_staleness_ns
@@ -191,6 +203,7 @@ class Standing:
     def forget_scope(self) -> None:
         """Something could have changed the session: nothing is served or stored until it is asked again."""
         self.scope = None
+        self.inside = False
         self.early = (0, 0)
         self.hot.ident = 0
         self.hot.names.clear()
@@ -238,6 +251,8 @@ class Standing:
     ) -> Effects:
         """What a text that goes upstream may do; ``prepared``: as that. ``analysed``: else ``pure`` says nothing."""
         found = effects(sql, parsed, pure=pure, quiet=lambda: self._is_quiet(parsed, prepared))
+        if self.inside and any(each.kind in _ENDS for each in parsed.statements):
+            found = replace(found, opaque=True)
         definers = self.database.analyst.definers
         if self.coherence.mode != "wal":
             return found
@@ -286,6 +301,8 @@ class Standing:
             self.forget_statements(effects.forgets)
         for setting in effects.settings:
             self.touched[setting] = None
+            if setting == "statement_timeout":
+                self.timeout_ms = 1
 
     def doubt_statements(self, names: frozenset[bytes] | None) -> None:
         """Prepared statements that may be gone: the server says so at their next use. None for all."""
@@ -316,6 +333,9 @@ class Standing:
         self.awaiting = bool(self.replies.pending)  # a question of ours may have been sent right behind
         self.unsynced = self.unsynced and status == b"T"
         self.open = self.unsynced
+        if status == b"I":
+            words = self.coherence.words
+            self.outside = words[EPOCH], words[SCHEMA]
         if ours:
             self.refresh()
             return
@@ -356,7 +376,7 @@ class Standing:
             self.node.landed(fill)
         self.fills.clear()
         self.budget.left = _HELD * self.node.settings.l1.max_entry
-        if self.opaque:
+        if self.opaque or (self.inside and status == b"I"):
             self.opaque = False
             self.forget_scope()
         if self._databases:
