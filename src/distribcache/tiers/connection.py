@@ -102,6 +102,8 @@ class Connection(asyncio.Protocol):
         self.answered = 0
         """Replies in time."""
         self._answered_at = 0
+        self._blamed = False
+        """A question was late since the last reply in time."""
         self._loop = loop
         self._breaker = breaker
         self._high_water = high_water
@@ -150,7 +152,9 @@ class Connection(asyncio.Protocol):
         self._timer = self._loop.call_later(away_ns / 1e9, self._tick)
 
     def _tick(self) -> None:
-        """Give up the questions whose time is up, and look again when the next one's is."""
+        """Give up the questions whose time is up, and look again when the next one's is. Between two replies in time
+        that counts as one failure: those who asked one after the other wait behind the same replies.
+        """
         self._timer = None
         now = now_ns()
         if now - self._timer_due > _HELD_UP_NS:
@@ -158,7 +162,6 @@ class Connection(asyncio.Protocol):
             self._look_at(now + grace, grace)
             return
         waiting = self._waiting
-        is_counted = True
         while self._late < len(waiting) and not self.why:
             future, due, _ = waiting[self._late]
             if due > now:
@@ -167,9 +170,9 @@ class Connection(asyncio.Protocol):
             self._late += 1
             if not future.done():
                 future.set_result(Lost.LATE)
-            if is_counted and self._breaker.failed():
+            if (not self._blamed or not self._is_answering(now)) and self._breaker.failed():
                 self.end(*_SLOW)
-            is_counted = is_counted and not self._is_answering(now)
+            self._blamed = True
 
     def _is_answering(self, now: int) -> bool:
         """Did a reply come in time, not longer ago than a question may take?"""
@@ -213,6 +216,7 @@ class Connection(asyncio.Protocol):
         if worked:
             self._breaker.worked()
             self._answered_at = now_ns()
+            self._blamed = False
 
     # -- beginning and ending ------------------------------------------------------------------------------------
 
