@@ -108,3 +108,31 @@ async def _with_patch(steps: list[tuple[str, int]], tick: Callable[[Connection],
         if tick is not None:
             patch.setattr(Connection, "_tick", tick)
         return await play(steps, patch.setattr)
+
+
+@pytest.mark.parametrize("answers", [True, False], ids=["it answers", "it says nothing"])
+async def test_what_was_asked_one_by_one_is_late_once_between_two_replies(
+    monkeypatch: pytest.MonkeyPatch, answers: bool
+) -> None:
+    """Each question is late at a moment of its own. A server that answers others meanwhile is not sick."""
+    clock = [0]
+    monkeypatch.setattr(connection_module, "now_ns", lambda: clock[0])
+    server = Server()
+    breaker = Breaker(4, 1.0, 1.0)
+    breaker.try_again()
+    breaker.close()
+    connection = Connection(asyncio.get_running_loop(), 100, 0.05, breaker, 1 << 20)
+    connection.connection_made(server)  # type: ignore[arg-type]
+    for _ in range(10):
+        connection.ask(command(b"GET", b"x"), BULK)
+        await asyncio.sleep(0)  # it is sent
+        clock[0] += 2_000_000
+    if answers:
+        clock[0] = 45_000_000
+        connection.data_received(server.owed[: server.owed.index(b"$", 1)])
+    for _ in range(10):
+        clock[0] = max(clock[0] + 2_000_000, 52_000_000)
+        connection._timer_due = clock[0]
+        connection._tick()
+    assert bool(connection.why) is not answers
+    connection.end("stopped", "the end")
