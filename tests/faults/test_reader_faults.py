@@ -87,6 +87,8 @@ async def test_without_a_new_epoch_what_was_written_meanwhile_is_missed(
         monkeypatch.setattr(Coverage, "begin", resume)
         [pid] = await stream_pids(database)
         await run(database, f"SELECT pg_terminate_backend({pid})", "UPDATE t SET v = 2")
+        # Until it is noticed, the link that is gone seems to serve.
+        await eventually(lambda: "reader_lost" in followed.coherence.counters.last_error, followed.coherence.report)
         await followed.serving()
         assert await followed.strictly(held)
         monkeypatch.setattr(Coverage, "begin", plain)
