@@ -41,6 +41,7 @@ _SOON = frozenset({
 })  # fmt: skip
 """Reasons not to serve that pass by themselves."""
 _LEAST_MS = 1000
+"""The shortest ``statement_timeout`` under which a transaction is asked: one that a question of ours never meets."""
 _KEYED = frozenset(name.lower() for name in KEYED)
 
 

@@ -10,7 +10,8 @@ Rules:
 1. A hit is answered only when nothing is outstanding upstream and no earlier message of the group went up.
 2. A unit waits while upstream owes a ReadyForQuery; copy data never waits.
 3. What is not understood goes upstream and counts as the worst it could be (see ``effects``).
-4. The session's scope is forgotten whenever it could have changed, and learned again only while upstream is idle.
+4. The session's scope is forgotten whenever it could have changed, and learned again only while upstream owes nothing:
+   between transactions, or inside one in front of a read.
 5. This module owns no socket: bytes leave through ``Wires``.
 
 ``simple`` and ``extended`` decide the two kinds of units; ``lookup`` is what they share.

@@ -137,12 +137,12 @@ def query(s: Session, message: bytes) -> bool:
         return False
     missed = miss(s, fill, outcome)
     before = s.questions.begin() if s.txn.local else b""
-    refused_by = _when_refused(s, sql)
+    when_refused = _when_refused(s, sql)
     s.forget_unnamed()
     if fill is not None:
         s.fills.append(fill)
     s.report(missed)
-    s.replies.expect(Op(Front.QUERY, fill=fill, done=refused_by))
+    s.replies.expect(Op(Front.QUERY, fill=fill, done=when_refused))
     s.sent(awaiting=True)
     s.wires.to_upstream(before + message)
     return True

@@ -2,7 +2,7 @@
 
 PostgreSQL reports only a few settings to its clients and search_path, role or default_transaction_isolation are not
 among them (proxy trap 3), so what a session *is* cannot be watched, only asked for. One SELECT answers everything; it
-runs under a reserved name, in the extended protocol, only while the connection is idle (coherence trap 15).
+runs under a reserved name, in the extended protocol, only while the server owes nothing (coherence trap 15).
 
 ``KEYED`` are the settings that can change the bytes of a result; their values become part of the session's scope by
 content. Settings of extensions are asked with ``missing_ok``: absent reads as NULL, which is what ``UNLOADED`` says: a
